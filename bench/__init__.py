@@ -1,0 +1,1 @@
+"""The instrument: data, networks, training, the grid, records and reports."""

@@ -1,0 +1,298 @@
+"""Settings: the one grammar in which they are typed, checked, and turned into an identity.
+
+    sep                          a name
+    sep:checkpoints=5,steps=8    with settings
+    file:PATH,epsilon=8/255      a first value without `key=` is the component's argument
+    sep:surrogate=(rn18:width=0.5,depth=2),noise      brackets keep commas together
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar, Union
+
+from bench.errors import UsageError
+from bench.registry import Registry
+
+C = TypeVar("C", bound="Component")
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field with its explanation, shown by `--describe`."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered thing whose fields are its settings.
+
+    A subclass is a frozen dataclass; the first line of its docstring is its summary in lists.
+    Its settings default to the paper's values; `presets` shortens them for smaller recipes.
+    """
+
+    name: ClassVar[str] = ""
+    """Set by the registry."""
+    version: ClassVar[int] = 1
+    """Raise it when the same settings begin to give other numbers: old artefacts then expire."""
+    paper: ClassVar[str] = ""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """For each scale of recipe (`quick`, `standard`), the settings that differ from the paper's."""
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting with its resolved value, fit for JSON."""
+        values = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two components give the same numbers: name, version, settings."""
+        return {"name": self.name, "version": self.version, "settings": self.settings()}
+
+    def deviations(self) -> dict[str, list[Any]]:
+        """Settings that differ from the paper's defaults, as {key: [ours, paper's]}."""
+        return {
+            key: [value, _jsonable(default)]
+            for key, value in self.settings().items()
+            if (default := defaults(type(self)).get(key, MISSING)) is not MISSING
+            and value != _jsonable(default)
+        }
+
+
+def _jsonable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def defaults(cls: type[Component], scale: str | None = None) -> dict[str, Any]:
+    """The default of every setting that has one, under a scale's preset if one is named."""
+    values = {s.name: s.default for s in dataclasses.fields(cls) if s.default is not MISSING}
+    return {**values, **cls.presets.get(scale, {})} if scale else values
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A component as typed: its name, its argument if any, and settings as text."""
+
+    name: str
+    argument: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+_SETTING = re.compile(r"[A-Za-z_]\w*=")
+
+
+def parse(text: str, registry: Registry) -> list[Spec]:
+    """Read a comma-separated list of components; `all` and globs are expanded.
+
+    A piece that begins with `key=` belongs to the component before it.
+
+    Raises:
+        UsageError: if the list is empty, malformed, or names something unknown.
+    """
+    groups: list[list[str]] = []
+    for piece in split(text):
+        if _SETTING.match(piece):
+            if not groups:
+                raise UsageError(f"'{piece}' stands before any {registry.kind} in '{text}'")
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    specs = []
+    for head, *rest in groups:
+        name, colon, first = head.partition(":")
+        if colon and not first:
+            raise UsageError(f"'{head}' ends after the colon; write {name}:key=value or {name}")
+        for known in registry.match(name):
+            specs.append(_spec(registry, known, [first, *rest] if colon else rest))
+    if not specs:
+        raise UsageError(
+            f"no {registry.kind} given; choose from: {', '.join(registry.entries)}, or all"
+        )
+    return specs
+
+
+def _spec(registry: Registry, name: str, pieces: Sequence[str]) -> Spec:
+    argument, settings = None, {}
+    key = registry.entry(name).argument
+    for position, piece in enumerate(pieces):
+        if _SETTING.match(piece):
+            setting_name, _, value = piece.partition("=")
+            if setting_name in settings:
+                raise UsageError(f"{registry.kind} '{name}': '{setting_name}' is given twice")
+            settings[setting_name] = unwrap(value)
+        elif position == 0 and key is not None:
+            argument = unwrap(piece)
+        else:
+            raise UsageError(f"{registry.kind} '{name}': '{piece}' is not of the form key=value")
+    if key is not None and argument is None and key not in settings:
+        raise UsageError(f"{registry.kind} '{name}' needs its {key}: write {name}:{key.upper()}")
+    return Spec(name, argument, settings)
+
+
+def parse_one(text: str, registry: Registry) -> Spec:
+    """Like `parse` for a place where exactly one component may stand."""
+    specs = parse(text, registry)
+    if len(specs) != 1:
+        raise UsageError(f"'{text}' names {len(specs)} {registry.kind}s where one may stand")
+    return specs[0]
+
+
+def split(text: str) -> list[str]:
+    """Cut at commas that stand outside brackets and quotes; empty pieces are dropped."""
+    pieces, depth, quote, current = [], 0, "", ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([":
+            depth += 1
+        elif character in ")]":
+            depth -= 1
+        if character == "," and not depth and not quote:
+            pieces.append(current)
+            current = ""
+        else:
+            current += character
+    if depth or quote:
+        raise UsageError(f"unbalanced {'quotes' if quote else 'brackets'} in '{text}'")
+    return [piece.strip() for piece in [*pieces, current] if piece.strip()]
+
+
+def unwrap(text: str) -> str:
+    """Remove one pair of enclosing round brackets or quotes, if there is one."""
+    pairs = {"(": ")", "'": "'", '"': '"'}
+    return text[1:-1] if len(text) > 1 and pairs.get(text[0]) == text[-1] else text
+
+
+def build(
+    registry: Registry, spec: Spec, scale: str = "paper", given: Mapping[str, Any] | None = None
+) -> Any:
+    """Make the component that a spec describes.
+
+    Args:
+        registry: where its class is found.
+        spec: name and settings as typed.
+        scale: whose preset fills the settings that were not typed.
+        given: further defaults, stronger than the preset; keys it has no setting for are ignored.
+
+    Raises:
+        UsageError: for an unknown setting, a value of the wrong type, or one out of range.
+    """
+    cls = registry.get(spec.name)
+    hints = typing.get_type_hints(cls)
+    known = [item.name for item in dataclasses.fields(cls)]
+    values = {k: v for k, v in cls.presets.get(scale, {}).items() if k in known}
+    values |= {k: v for k, v in (given or {}).items() if k in known}
+    typed = dict(spec.settings)
+    if spec.argument is not None:
+        typed[str(registry.entry(spec.name).argument)] = spec.argument
+    for key, text in typed.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ";"
+            there = f"It has: {', '.join(known)}" if known else "It has none"
+            raise UsageError(f"{registry.kind} '{spec.name}' has no setting '{key}'{hint} {there}")
+        try:
+            values[key] = coerce(text, hints[key])
+        except ValueError as error:
+            raise UsageError(f"{registry.kind} '{spec.name}': {key}={text}: {error}") from None
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UsageError(f"{registry.kind} '{spec.name}': {error}") from None
+
+
+def rebuild(registry: Registry, identity: Mapping[str, Any]) -> Any:
+    """The component of an identity that `Component.identity` wrote.
+
+    Raises:
+        UsageError: if the component now has another version or other settings.
+    """
+    cls = registry.get(identity["name"])
+    if cls.version != identity["version"]:
+        raise UsageError(
+            f"{registry.kind} '{cls.name}' is now version {cls.version}, "
+            f"not {identity['version']}"
+        )
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in identity["settings"].items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UsageError(f"{registry.kind} '{cls.name}': {error}") from None
+
+
+def coerce(text: str, hint: Any) -> Any:
+    """Turn typed text into a value of the annotated type.
+
+    Floats may be fractions ("8/255"), booleans yes/no/true/false/1/0, tuples "[1,2,3]".
+
+    Raises:
+        ValueError: if the text is no such value; the message says what would be.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        if type(None) in options and text.lower() == "none":
+            return None
+        return coerce(text, next(o for o in options if o is not type(None)))
+    if origin is Literal:
+        if text not in options:
+            raise ValueError(f"choose from {', '.join(map(str, options))}")
+        return text
+    if origin is tuple:
+        inner = text[1:-1] if text.startswith("[") else text
+        return tuple(coerce(piece, options[0]) for piece in split(inner))
+    if hint is bool:
+        words = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+        if text.lower() not in words:
+            raise ValueError("write yes or no")
+        return words[text.lower()]
+    if hint is int:
+        if not re.fullmatch(r"[+-]?\d+", text):
+            raise ValueError("write a whole number")
+        return int(text)
+    if hint is float:
+        return number(text)
+    return text
+
+
+def number(text: str) -> float:
+    """A finite number, typed as a decimal or as a fraction such as 8/255."""
+    numerator, slash, denominator = text.partition("/")
+    try:
+        value = float(numerator) / (float(denominator) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("write a number such as 0.5 or a fraction such as 8/255") from None
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ValueError("write a finite number")
+    return value
+
+
+def canonical(component: Component, registry: Registry) -> str:
+    """The text that `parse` and `build` turn into this very component."""
+    cls, entry = type(component), registry.entry(component.name)
+    plain = defaults(cls)
+    parts = []
+    for key, value in component.settings().items():
+        if key == entry.argument:
+            parts.insert(0, bracket(str(value)))
+        elif key not in plain or _jsonable(plain[key]) != value:
+            parts.append(f"{key}={bracket(_text(value))}")
+    return f"{component.name}:{','.join(parts)}" if parts else component.name
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def bracket(text: str) -> str:
+    """Put round brackets around text that would otherwise be cut at its commas."""
+    return f"({text})" if "," in text and not text.startswith(("[", "(")) else text

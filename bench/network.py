@@ -1,0 +1,144 @@
+"""Networks: input normalisation first, pooled features, one linear layer last."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bench.component import Component, setting
+
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
+class Network(nn.Module):
+    """A classifier of images in [0, 1].
+
+    Args:
+        body: (b, 3, h, w) normalised -> (b, features), pooled.
+        features: width of the body's output.
+        classes: number of outputs.
+        mean: per channel, subtracted first.
+        std: per channel, divided by.
+
+    The forward pass runs in `precision`, which is set here once, so that neither methods nor
+    defenses deal with it; logits and features are always float32.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        body: nn.Module,
+        features: int,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)
+        self.body = body
+        self.head = nn.Linear(features, classes)
+        self.precision: Precision = "fp32"
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features before the linear layer.
+
+        Args:
+            images: (b, 3, h, w) float in [0, 1].
+
+        Returns:
+            (b, features) float32.
+        """
+        with self._casting(images):
+            return self._features(images).float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, (b, classes) float32, of images (b, 3, h, w) float in [0, 1]."""
+        with self._casting(images):
+            return self.head(self._features(images)).float()
+
+    def _features(self, images: Tensor) -> Tensor:
+        normalised = (images - self.mean) / self.std
+        return self.body(normalised.to(self.head.weight.dtype))
+
+    def _casting(self, images: Tensor) -> AbstractContextManager[object]:
+        # A frozen network holds bfloat16 weights and needs no casting.
+        wanted = self.precision == "bf16" and self.head.weight.dtype == torch.float32
+        return torch.autocast(images.device.type, torch.bfloat16, enabled=wanted)
+
+
+@dataclass(frozen=True)
+class Arch(Component):
+    """A registered architecture; a subclass writes `body`."""
+
+    width: float = setting(1.0, "factor on the number of channels of every layer")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width <= 16:
+            raise ValueError(f"width={self.width:g} must be above 0 and at most 16")
+
+    def body(self, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
+        """The network up to its pooled features.
+
+        Args:
+            image_size: height and width of the images.
+
+        Returns:
+            A module from normalised (b, 3, h, w) to (b, features), and `features`.
+        """
+        raise NotImplementedError
+
+    def network(
+        self,
+        classes: int,
+        image_size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        generator: torch.Generator,
+    ) -> Network:
+        """A freshly initialised network whose weights depend on the generator alone."""
+        # PyTorch's initialisers draw from the global generator, so it is borrowed and given back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+            body, features = self.body(image_size)
+            return Network(body, features, classes, mean, std)
+
+    def notes(self, image_size: tuple[int, int]) -> dict[str, str]:
+        """What was changed to fit the image size, for the record; empty if nothing was."""
+        del image_size
+        return {}
+
+    def channels(self, count: int) -> int:
+        """`count` channels at this width, at least one."""
+        return max(1, round(count * self.width))
+
+
+def freeze(network: Network, device: torch.device, precision: Precision) -> Network:
+    """A copy to take input gradients of: eval mode, no weight gradients, batch norm folded.
+
+    Args:
+        network: trained; it is left untouched.
+        device: where the copy shall live.
+        precision: `bf16` stores weights and computes in bfloat16.
+
+    Returns:
+        A network with the same outputs up to rounding.
+    """
+    from bench.folding import fold_batch_norms
+
+    frozen = copy.deepcopy(network).to(device).eval().requires_grad_(False)
+    frozen.body = fold_batch_norms(frozen.body)
+    frozen = frozen.to(memory_format=torch.channels_last)
+    frozen.precision = precision
+    if precision == "bf16":
+        frozen.body.to(torch.bfloat16)
+        frozen.head.to(torch.bfloat16)
+    return frozen

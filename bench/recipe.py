@@ -1,0 +1,66 @@
+"""How a network is trained: the settings that every cell of a table shares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from bench.component import Component, setting
+
+
+@dataclass(frozen=True)
+class Recipe(Component):
+    """Stochastic gradient descent on cross-entropy, with crops and flips."""
+
+    scale: ClassVar[str] = "paper"
+    """Whose presets components take: `paper` (none), `standard` or `quick`."""
+    precision: ClassVar[Literal["exact", "fast"]] = "exact"
+    """`exact`: fp32, TF32 on a GPU. `fast`: bf16 where the machine computes in it, else fp32."""
+
+    epochs: int = setting(120, "passes over the training images")
+    batch_size: int = setting(128, "images per step; the last, partial batch is kept")
+    lr: float = setting(0.1, "highest learning rate")
+    schedule: Literal["steps", "cosine", "onecycle"] = setting("steps", "course of the rate")
+    milestones: tuple[int, ...] = setting((75, 90), "epochs at which `steps` divides it by ten")
+    warmup_epochs: float = setting(1.0, "epochs of linear rise, step by step")
+    momentum: float = setting(0.9, "of SGD")
+    nesterov: bool = setting(False, "Nesterov's form of momentum")
+    weight_decay: float = setting(5e-4, "on all parameters, biases and norms too")
+    clip_grad: float | None = setting(None, "largest gradient norm, or none")
+    crop_padding: int = setting(4, "black border from which random crops are cut, in pixels")
+    flip: bool = setting(True, "mirror half of the images")
+    width: float = setting(1.0, "default width of the networks")
+    train_images: int | None = setting(None, "class-balanced subset to train on, or none for all")
+    curve_images: int | None = setting(
+        None, "test images per point of the curve, or none for all; the last epoch uses all"
+    )
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "lr", "width"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key}={getattr(self, key)} must be above 0")
+        for key in ("momentum", "weight_decay", "crop_padding", "warmup_epochs"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)} must not be negative")
+        for key in ("train_images", "curve_images", "clip_grad"):
+            if getattr(self, key) is not None and not getattr(self, key) > 0:
+                raise ValueError(f"{key}={getattr(self, key)} must be above 0, or none")
+
+    def learning_rate(self, progress: float, step: float = 0.0) -> float:
+        """The learning rate of one step.
+
+        Args:
+            progress: epochs done before this step, with the fraction of the present one.
+            step: length of one step in epochs; the warm-up rises to the rate of its own end.
+        """
+        if progress < self.warmup_epochs:
+            share = min((progress + step) / self.warmup_epochs, 1.0)
+            return self.lr * (0.01 + 0.99 * share)
+        if self.schedule == "steps":
+            return self.lr * 0.1 ** sum(progress >= milestone for milestone in self.milestones)
+        rest = max(self.epochs - self.warmup_epochs, 1e-9)
+        done = min((progress - self.warmup_epochs) / rest, 1.0)
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * done)) / 2
+        return self.lr * max(1 - done, 0.0)

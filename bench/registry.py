@@ -1,0 +1,237 @@
+"""Find components by name: one file each, listed by reading the files, imported only when used.
+
+A component announces itself where it is defined:
+
+    @METHODS.register("sep")
+    @dataclass(frozen=True)
+    class SelfEnsemble(Method):
+        '''Steps against a trajectory of surrogate checkpoints.'''
+
+Listing names and summaries parses the source and runs none of it, so it needs no torch. Three
+places are read: the package that belongs to the registry, files given with `--plugin`, and
+installed distributions that declare an entry point in the group `unlearnable_bench.<package>`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import fnmatch
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from bench.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a component before it is imported."""
+
+    name: str
+    summary: str
+    argument: str | None
+    """The setting that may follow the name without `key=`, as the path in `file:PATH`."""
+    file: Path
+    line: int
+    module: str | None
+    """Dotted module name, or None for a plug-in file that belongs to no package."""
+
+    @property
+    def origin(self) -> str:
+        """Where it is defined, as `methods/sep.py:40`."""
+        inside = self.file.is_relative_to(ROOT)
+        return f"{self.file.relative_to(ROOT) if inside else self.file}:{self.line}"
+
+
+class Registry:
+    """The components of one kind.
+
+    Args:
+        kind: what one of them is called in messages, such as "method".
+        variable: the name of this object in source code, by which decorators are recognised.
+        package: dotted name of the package whose files are searched.
+    """
+
+    def __init__(self, kind: str, variable: str, package: str) -> None:
+        self.kind, self.variable, self.package = kind, variable, package
+        self._classes: dict[str, type] = {}
+        self._plugins: list[Path] = []
+
+    def register(self, name: str, *, argument: str | None = None) -> Callable[[T], T]:
+        """Class decorator: make the class known under `name`.
+
+        Args:
+            name: lower case with hyphens, as typed on the command line.
+            argument: the setting that may follow the name without `key=`.
+        """
+        del argument  # read from the source, so that it is known before the import
+
+        def decorate(cls: T) -> T:
+            known = self._classes.get(name)
+            if known is not None and known.__module__ != cls.__module__:
+                raise UsageError(
+                    f"{self.kind} '{name}' is defined twice: in {known.__module__} and in "
+                    f"{cls.__module__}. Rename one of them."
+                )
+            cls.name = name
+            self._classes[name] = cls
+            return cls
+
+        return decorate
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Every component by name, sorted, without importing any."""
+        found: dict[str, Entry] = {}
+        for entry in [*self._built_in(), *self._installed(), *self._from_plugins()]:
+            other = found.get(entry.name)
+            if other is not None and other.file != entry.file:
+                raise UsageError(
+                    f"{self.kind} '{entry.name}' is defined twice: {other.origin} and "
+                    f"{entry.origin}. Rename one of them."
+                )
+            found[entry.name] = entry
+        return dict(sorted(found.items()))
+
+    def entry(self, name: str) -> Entry:
+        """The entry called `name`; an unknown name lists the nearest and all others."""
+        if name not in self.entries:
+            raise UsageError(self._unknown(name))
+        return self.entries[name]
+
+    def get(self, name: str) -> type:
+        """The class registered as `name`, importing its file if need be."""
+        entry = self.entry(name)
+        if name not in self._classes:
+            _import(entry)
+        return self._classes[name]
+
+    def match(self, pattern: str) -> list[str]:
+        """Names that a pattern stands for: `all`, a glob, or one name.
+
+        Components that need an argument, such as `file:PATH`, are never matched by a pattern.
+        """
+        if pattern != "all" and not any(character in pattern for character in "*?["):
+            return [self.entry(pattern).name]
+        plain = [name for name, entry in self.entries.items() if entry.argument is None]
+        names = plain if pattern == "all" else fnmatch.filter(plain, pattern)
+        if not names:
+            raise UsageError(
+                f"no {self.kind} matches '{pattern}'; there are: {', '.join(self.entries)}"
+            )
+        return names
+
+    def add_plugin(self, file: Path) -> int:
+        """Search one more file; returns how many components of this kind it defines."""
+        file = file.resolve()
+        if file not in self._plugins:
+            self._plugins.append(file)
+            self.__dict__.pop("entries", None)
+        return len(list(self._scan(file, None)))
+
+    def _unknown(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self.entries, n=3, cutoff=0.5)
+        guess = f"; did you mean {' or '.join(near)}?" if near else ";"
+        return f"unknown {self.kind} '{name}'{guess} There are: {', '.join(self.entries)}"
+
+    def _built_in(self) -> list[Entry]:
+        folder = ROOT.joinpath(*self.package.split("."))
+        entries = []
+        for file in sorted(folder.glob("*.py")):
+            entries += self._scan(file, f"{self.package}.{file.stem}")
+        return entries
+
+    def _installed(self) -> list[Entry]:
+        entries = []
+        group = f"unlearnable_bench.{self.package.rpartition('.')[2]}"
+        for point in importlib.metadata.entry_points(group=group):
+            file = _locate(point.module)
+            if file is not None:
+                entries += self._scan(file, point.module)
+        return entries
+
+    def _from_plugins(self) -> list[Entry]:
+        return [entry for file in self._plugins for entry in self._scan(file, None)]
+
+    def _scan(self, file: Path, module: str | None) -> list[Entry]:
+        """Components that a source file registers here, in the order in which they stand."""
+        source = file.read_text(encoding="utf-8")
+        if f"{self.variable}.register" not in source:
+            return []
+        try:
+            tree = ast.parse(source)
+        except SyntaxError as error:
+            raise UsageError(f"{file}:{error.lineno} is not valid Python: {error.msg}") from None
+        entries = []
+        for node in tree.body:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            for call in node.decorator_list:
+                if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+                    continue
+                owner = call.func.value
+                if not (isinstance(owner, ast.Name) and owner.id == self.variable):
+                    continue
+                name = ast.literal_eval(call.args[0])
+                keywords = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+                summary = (ast.get_docstring(node) or "").partition("\n")[0]
+                argument = keywords.get("argument")
+                entries.append(Entry(name, summary, argument, file, call.lineno, module))
+        return entries
+
+
+def _locate(module: str) -> Path | None:
+    """The file of a dotted module, found without running any of its packages."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    if not rest:
+        return Path(spec.origin)
+    file = Path(spec.origin).parent.joinpath(*rest).with_suffix(".py")
+    return file if file.exists() else None
+
+
+def _import(entry: Entry) -> ModuleType:
+    if entry.module is not None:
+        return importlib.import_module(entry.module)
+    name = f"unlearnable_bench_plugin_{entry.file.stem}"
+    spec = importlib.util.spec_from_file_location(name, entry.file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up while it is being run
+    spec.loader.exec_module(module)
+    return module
+
+
+METHODS = Registry("method", "METHODS", "methods")
+DEFENSES = Registry("defense", "DEFENSES", "defenses")
+ARCHS = Registry("architecture", "ARCHS", "bench.archs")
+DATASETS = Registry("dataset", "DATASETS", "bench.datasets")
+RECIPES = Registry("recipe", "RECIPES", "bench.recipes")
+REGISTRIES = (METHODS, DEFENSES, ARCHS, DATASETS, RECIPES)
+
+
+def load_plugin(path: str) -> None:
+    """Make every component in the file at `path` known to its registry.
+
+    Raises:
+        UsageError: if there is no such file or it registers nothing.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UsageError(f"plug-in '{path}' is not a file; give the path of a Python file")
+    if not sum(registry.add_plugin(file) for registry in REGISTRIES):
+        names = ", ".join(f"@{registry.variable}.register" for registry in REGISTRIES)
+        raise UsageError(f"plug-in '{path}' registers nothing; decorate a class with one of {names}")

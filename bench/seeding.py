@@ -1,0 +1,21 @@
+"""Named random streams: each purpose draws from its own, so none can move another's numbers."""
+
+import hashlib
+
+import torch
+
+
+def stream(seed: int, *purpose: str | int) -> torch.Generator:
+    """A fresh generator for one purpose.
+
+    Args:
+        seed: the user's seed, any integer.
+        purpose: what the numbers are for, such as `"victim", "batches", epoch`.
+
+    Returns:
+        A CPU generator whose state depends on the arguments alone, so that every device, process
+        and order of execution sees the same draws.
+    """
+    text = "/".join(map(str, (seed, *purpose)))
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))

@@ -1,0 +1,1 @@
+"""Training-time defenses, one file each; found by `bench.registry`, listed nowhere."""

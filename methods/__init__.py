@@ -1,0 +1,1 @@
+"""Protection methods, one file each; found by `bench.registry`, listed nowhere."""
