@@ -1,0 +1,146 @@
+"""One JSON file a cell: the evidence that every table and plot is made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import UsageError
+from bench.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+
+FIELDS: dict[str, tuple[type, ...]] = {
+    # What was asked for. `identity` is the whole of it, and `key` its SHA-256.
+    "schema": (int,),
+    "key": (str,),
+    "identity": (dict,),
+    "method": (str,),
+    "method_label": (str,),
+    "method_settings": (dict,),
+    "method_deviations": (dict,),
+    "budget": (dict,),
+    "epsilon": (float, int, type(None)),
+    "defense": (str,),
+    "defense_label": (str,),
+    "defense_settings": (dict,),
+    "arch": (str,),
+    "arch_label": (str,),
+    "arch_notes": (dict,),
+    "width": (float, int),
+    "dataset": (str,),
+    "dataset_digest": (str,),
+    "classes": (list,),
+    "train_images": (int,),
+    "test_images": (int,),
+    "recipe": (str,),
+    "recipe_label": (str,),
+    "recipe_settings": (dict,),
+    "precision": (str,),
+    "poison_ratio": (float, int),
+    "holdout": (int,),
+    "seed": (int,),
+    "craft_seed": (int,),
+    # What came of it. Accuracies are fractions; a failed cell has none.
+    "status": (str,),
+    "error": (str, type(None)),
+    "final_test_acc": (float, type(None)),
+    "peak_test_acc": (float, type(None)),
+    "final_train_acc": (float, type(None)),
+    "curve": (list,),
+    "confusion": (list, type(None)),
+    "audit": (dict, type(None)),
+    "crafted_key": (str, type(None)),
+    "crafting_gradient_images": (int, type(None)),
+    "crafting_seconds": (float, int, type(None)),
+    # What it took, and with what.
+    "seconds": (float, int),
+    "core_seconds": (float, int),
+    "peak_memory": (int,),
+    "finished": (str,),
+    "commit": (str,),
+    "versions": (dict,),
+    "device": (dict,),
+}
+"""Every field of a record and the types it may have.
+
+`status` is "done" or "failed"; `error` the traceback of a failed cell. `curve` has a row an epoch
+with `epoch`, `lr`, `train_loss`, `train_acc`, `test_acc`, and `holdout_acc` when images were held
+out; `test_acc` of the last row is over all test images. `confusion[i][j]` counts clean test images
+of class i predicted as j. `budget` is {"norm", "epsilon"}; `epsilon` repeats it for l-inf methods.
+`seconds` and `core_seconds` are the victim's training, `peak_memory` is in bytes.
+"""
+
+
+def path_of(folder: Path, key: str, slug: str) -> Path:
+    """Where the record of a cell lies; the slug is for people, the key decides."""
+    return folder / "cells" / f"{slug}-{key[:12]}.json"
+
+
+def find(folder: Path, key: str) -> Path | None:
+    """The file of the cell with this key, whatever its slug, or None."""
+    return next(iter(sorted((folder / "cells").glob(f"*-{key[:12]}.json"))), None)
+
+
+def write(folder: Path, slug: str, record: Mapping[str, Any]) -> Path:
+    """Write a record aside and rename it into place."""
+    check(record, "this run")
+    file = path_of(folder, record["key"], slug)
+    write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return file
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A record from its file.
+
+    Raises:
+        UsageError: if the file is not a whole record of this schema.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"record {file} cannot be read ({error}); delete it and the cell runs again"
+        ) from None
+    check(record, str(file))
+    return record
+
+
+def check(record: Any, where: str) -> None:
+    """Raise UsageError unless every field is there with its type."""
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else None
+        raise UsageError(f"record {where} has schema {found}, this version reads {SCHEMA}")
+    for name, types in FIELDS.items():
+        if name not in record:
+            raise UsageError(f"record {where} lacks '{name}'; delete it and the cell runs again")
+        if not isinstance(record[name], types):
+            raise UsageError(f"record {where}: '{name}' is a {type(record[name]).__name__}")
+
+
+def read_all(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every record below a results folder, in order of file name."""
+    for file in sorted((folder / "cells").glob("*.json")):
+        yield read(file)
+
+
+def load_results(folder: str | Path) -> pd.DataFrame:
+    """The records of a results folder as a data frame, a row a cell, a column a field.
+
+    Args:
+        folder: a results folder, the one that holds `cells/`.
+
+    Raises:
+        UsageError: if there is no such folder, or a file in it is not a record.
+    """
+    import pandas as pd
+
+    folder = Path(folder)
+    if not (folder / "cells").is_dir():
+        raise UsageError(f"{folder} holds no records (no folder {folder / 'cells'})")
+    return pd.DataFrame(list(read_all(folder)), columns=list(FIELDS))
