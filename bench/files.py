@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 def write_with(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
@@ -51,3 +52,20 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def save_tensors(path: Path, state: dict[str, Any]) -> None:
+    """Save nested tensors and plain values, atomically."""
+    import torch
+
+    write_with(path, lambda file: torch.save(state, file))
+
+
+def load_tensors(path: Path) -> dict[str, Any] | None:
+    """What `save_tensors` wrote, or None if the file is damaged; runs no code from the file."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        return None

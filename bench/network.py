@@ -77,13 +77,9 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Arch(Component):
-    """A registered architecture; a subclass writes `body`."""
+    """A registered architecture of one size; a subclass writes `body`."""
 
-    width: float = setting(1.0, "factor on the number of channels of every layer")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.width <= 16:
-            raise ValueError(f"width={self.width:g} must be above 0 and at most 16")
+    width = 1.0  # without annotation, so that it is no setting: recipes cannot shrink it
 
     def body(self, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
         """The network up to its pooled features.
@@ -115,6 +111,17 @@ class Arch(Component):
         """What was changed to fit the image size, for the record; empty if nothing was."""
         del image_size
         return {}
+
+
+@dataclass(frozen=True)
+class ScalableArch(Arch):
+    """An architecture whose layers can all be made narrower or wider."""
+
+    width: float = setting(1.0, "factor on the number of channels of every layer")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width <= 16:
+            raise ValueError(f"width={self.width:g} must be above 0 and at most 16")
 
     def channels(self, count: int) -> int:
         """`count` channels at this width, at least one."""

@@ -28,7 +28,10 @@ class Recipe(Component):
     nesterov: bool = setting(False, "Nesterov's form of momentum")
     weight_decay: float = setting(5e-4, "on all parameters, biases and norms too")
     clip_grad: float | None = setting(None, "largest gradient norm, or none")
-    crop_padding: int = setting(4, "black border from which random crops are cut, in pixels")
+    crop_padding: int = setting(4, "largest shift of a random crop, in pixels")
+    crops: Literal["whole", "bilinear"] = setting(
+        "whole", "shift by whole pixels into black, or by fractions into the mean colour"
+    )
     flip: bool = setting(True, "mirror half of the images")
     width: float = setting(1.0, "default width of the networks")
     train_images: int | None = setting(None, "class-balanced subset to train on, or none for all")

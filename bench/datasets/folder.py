@@ -1,0 +1,216 @@
+"""Images of one's own: a folder with one subfolder for each class."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from bench.component import setting
+from bench.data import DatasetSource, ImageDataset, Places, Splits
+from bench.decoded import channel_statistics, kept
+from bench.errors import UsageError
+from bench.registry import DATASETS
+from bench.seeding import stream
+
+_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+Sorted = dict[str, list[Path]]
+"""Image files by class; classes and files in the order of their names."""
+
+
+@DATASETS.register("folder", argument="path")
+@dataclass(frozen=True)
+class Folder(DatasetSource):
+    """Your own images: folder:PATH, with one subfolder for each class.
+
+    The classes are the first-level subfolders in the order of their names; images may lie deeper.
+    If PATH has `train/` and `test/` (or `val/`), these are the two halves and the classes lie in
+    each of them; otherwise a share of every class is held out as test images, always the same.
+
+    Everything becomes 8-bit RGB: orientation tags are applied, transparent parts are laid over
+    white, 16-bit greys are scaled down, and of an animation the first frame is taken.
+    """
+
+    path: str = setting(MISSING, "the folder with your images")
+    size: int | None = setting(
+        None, "resize and crop to a square of this many pixels; none if all have one size already"
+    )
+    test: float = setting(0.2, "share of each class held out as test images, where none are given")
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size={self.size}: it must be at least 1 pixel")
+        if not 0 < self.test < 1:
+            raise ValueError(f"test={self.test}: it must lie between 0 and 1")
+
+    def settings(self) -> dict[str, Any]:
+        """All but the path: results belong to the images, wherever they lie."""
+        return {key: value for key, value in super().settings().items() if key != "path"}
+
+    def load(self, places: Places) -> Splits:
+        """Decode every image, or reopen what was decoded while the files have not changed.
+
+        Raises:
+            UsageError: if the folder, its classes or one of its images cannot be used.
+        """
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            raise UsageError(f"'{self.path}' is not a folder; give one with a subfolder per class")
+        root = root.resolve()
+        train, test = self._halves(root)
+        name = root.name or self.name
+
+        def decode() -> Splits:
+            return self._decode(name, train, test, places)
+
+        fingerprint = self._fingerprint(root, train, test)
+        return kept(places.cache_dir / f"{name[:40]}-{fingerprint[:16]}", decode)
+
+    def _halves(self, root: Path) -> tuple[Sorted, Sorted]:
+        """Files of the training and of the test half, by class."""
+        given = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+        if given is not None and (root / "train").is_dir():
+            train, test = _sorted(root / "train"), _sorted(given)
+            if train.keys() != test.keys():
+                odd = sorted(train.keys() ^ test.keys())[0]
+                here, there = ("train", given.name) if odd in train else (given.name, "train")
+                raise UsageError(f"class '{odd}' of '{root}' is in {here}/ but not in {there}/")
+            return train, test
+        train, test = _sorted(root), {}
+        for label, files in train.items():
+            if len(files) < 2:
+                raise UsageError(
+                    f"class '{label}' of '{root}' has one image; "
+                    "two are needed, one to train on and one to test"
+                )
+            count = min(max(round(self.test * len(files)), 1), len(files) - 1)
+            order = torch.randperm(len(files), generator=stream(0, "held out", label)).tolist()
+            held_out = set(order[:count])
+            test[label] = [file for row, file in enumerate(files) if row in held_out]
+            train[label] = [file for row, file in enumerate(files) if row not in held_out]
+        return train, test
+
+    def _fingerprint(self, root: Path, train: Sorted, test: Sorted) -> str:
+        """SHA-256 of all that decides what decoding gives, without reading a single image."""
+        sha = hashlib.sha256(json.dumps(self.identity()).encode())
+        for file in (file for half in (train, test) for files in half.values() for file in files):
+            facts = file.stat()
+            sha.update(os.fsencode(file.relative_to(root).as_posix()))
+            sha.update(f"\0{facts.st_size} {facts.st_mtime_ns}\0".encode())
+        return sha.hexdigest()
+
+    def _decode(self, name: str, train: Sorted, test: Sorted, places: Places) -> Splits:
+        files = [file for half in (train, test) for group in half.values() for file in group]
+        labels = [
+            label
+            for half in (train, test)
+            for label, group in enumerate(half.values())
+            for _ in group
+        ]
+        images, targets = self._read(files, name, places), torch.tensor(labels)
+        cut = sum(map(len, train.values()))
+        mean, std = channel_statistics(images[:cut])
+        whole = ImageDataset(images, targets, tuple(train), name, mean, std)
+        rows = torch.arange(len(files))
+        return Splits(whole.subset(rows[:cut]), whole.subset(rows[cut:]))
+
+    def _read(self, files: Sequence[Path], name: str, places: Places) -> torch.Tensor:
+        """Decode files into (n, 3, h, w) uint8, all of one size."""
+        images = np.empty(0, dtype=np.uint8)
+        for row, file in enumerate(files):
+            places.progress(f"reading {name}", row, len(files))
+            pixels = self._pixels(file)
+            if row == 0:
+                images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
+            if pixels.shape != images.shape[1:]:
+                (height, width, _), (other_height, other_width, _) = images.shape[1:], pixels.shape
+                raise UsageError(
+                    f"images differ in size: '{files[0]}' is {width} x {height}, '{file}' is "
+                    f"{other_width} x {other_height} pixels; bring all to one with size=32"
+                )
+            images[row] = pixels
+        places.progress(f"reading {name}", len(files), len(files))
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+    def _pixels(self, file: Path) -> np.ndarray:
+        """One image as (h, w, 3) uint8.
+
+        Raises:
+            UsageError: if Pillow cannot read it.
+        """
+        try:
+            with Image.open(file) as image:
+                upright = _to_rgb(ImageOps.exif_transpose(image))
+        except Exception as error:  # what a damaged file provokes depends on the format
+            raise UsageError(f"cannot read the image '{file}': {error}") from error
+        if self.size is not None:
+            upright = ImageOps.fit(upright, (self.size, self.size), Image.Resampling.BICUBIC)
+        return np.asarray(upright)
+
+
+def _sorted(folder: Path) -> Sorted:
+    """Image files below each first-level subfolder; hidden files and folders do not count.
+
+    Raises:
+        UsageError: if there are no two classes with images each.
+    """
+    classes = sorted(
+        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+    found = {entry.name: _images(entry) for entry in classes}
+    if not any(found.values()):
+        raise UsageError(
+            f"'{folder}' has no images in subfolders; put {', '.join(sorted(_ENDINGS))} files into "
+            "one subfolder per class"
+        )
+    for label, files in found.items():
+        if not files:
+            raise UsageError(f"class '{label}' of '{folder}' has no images; fill it or remove it")
+    if len(found) < 2:
+        raise UsageError(
+            f"'{folder}' has one class only, '{next(iter(found))}'; "
+            "classification needs a second subfolder"
+        )
+    return found
+
+
+def _images(folder: Path) -> list[Path]:
+    """Image files at any depth, ordered by their path inside the folder."""
+    found = {
+        file.relative_to(folder).as_posix(): file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in _ENDINGS and file.is_file()
+    }
+    return [found[name] for name in sorted(found) if not name.startswith(".") and "/." not in name]
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture as 8-bit RGB.
+
+    Raises:
+        ValueError: for floating-point pixels, which have no known white.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        # Pillow would clip these at 255. Some of its versions call 16-bit greys "I" (32 bits).
+        greys = np.asarray(image).astype(np.int64)
+        if greys.min() < 0 or greys.max() > 65535:
+            raise ValueError("its greys need more than 16 bits; save it with 8 or 16")
+        return Image.fromarray(np.round(greys / 257).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        if image.mode == "La":  # converts to nothing but LA
+            image = image.convert("LA")
+        drawing = image.convert("RGBA")
+        white = Image.new("RGBA", drawing.size, "white")
+        return Image.alpha_composite(white, drawing).convert("RGB")
+    return image.convert("RGB")

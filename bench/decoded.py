@@ -1,0 +1,128 @@
+"""What is decoded once: channel statistics, and arrays kept on disk for the next start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.data import ImageDataset, Splits
+from bench.errors import UsageError
+from bench.files import write_text, write_with
+
+_META = "meta.json"
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels, in units of [0, 1].
+
+    Args:
+        images: (n, 3, h, w) uint8.
+
+    Returns:
+        Two triples. They are taken from counts of the 256 grey levels, so that they are exact and
+        need no float copy of the images. A deviation is at least one grey level: the networks
+        divide by it, and a channel may be constant.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        shares = counts / counts.sum()
+        mean = (shares * levels).sum()
+        deviation = (shares * (levels - mean) ** 2).sum().sqrt()
+        means.append(float(mean))
+        deviations.append(max(float(deviation), 1 / 255))
+    return tuple(means), tuple(deviations)
+
+
+def kept(folder: Path, decode: Callable[[], Splits]) -> Splits:
+    """The splits kept in `folder`, or freshly decoded ones, which are then kept there.
+
+    A copy that is incomplete, truncated or altered counts as none and is written anew. The arrays
+    of a sound copy are mapped into memory, copy-on-write: nothing that is done to the tensors
+    reaches the files.
+
+    Args:
+        folder: its name must say everything the content depends on.
+        decode: called only if there is no sound copy.
+
+    Raises:
+        UsageError: if `decode` finds no source, or the folder cannot be written.
+    """
+    splits = _reopen(folder)
+    if splits is not None:
+        return splits
+    try:
+        splits = decode()
+    except UsageError as error:
+        if (folder / _META).exists():
+            raise UsageError(f"{error}; the decoded copy in {folder} is damaged") from None
+        raise
+    try:
+        _store(folder, splits)
+    except OSError as error:
+        raise UsageError(
+            f"cannot keep decoded images in {folder}: {error.strerror or error}; "
+            "free space there or choose another folder"
+        ) from None
+    return splits
+
+
+def _store(folder: Path, splits: Splits) -> None:
+    """Write four arrays and, last, what is needed to trust and to name them."""
+    arrays: dict[str, Any] = {}
+    for half, dataset in zip(Splits._fields, splits, strict=True):
+        for part in ("images", "labels"):
+            file, array = f"{half}-{part}.npy", getattr(dataset, part).numpy()
+            write_with(folder / file, partial(np.save, arr=array, allow_pickle=False))
+            arrays[file] = {"shape": array.shape, "sha256": _file_digest(folder / file)}
+    train = splits.train
+    meta = {
+        "name": train.name,
+        "classes": train.classes,
+        "mean": train.mean,
+        "std": train.std,
+        "arrays": arrays,
+    }
+    write_text(folder / _META, json.dumps({**meta, "sha256": _meta_digest(meta)}, indent=1))
+
+
+def _reopen(folder: Path) -> Splits | None:
+    """The splits that `_store` wrote, or None if any byte of them is missing or altered."""
+    try:
+        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+        if meta.pop("sha256") != _meta_digest(meta):
+            return None
+        # Hashed before numpy reads them, so that a damaged header is never interpreted.
+        for file, facts in meta["arrays"].items():
+            if _file_digest(folder / file) != facts["sha256"]:
+                return None
+        return Splits(*(_reopen_half(folder, half, meta) for half in Splits._fields))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _reopen_half(folder: Path, half: str, meta: dict[str, Any]) -> ImageDataset:
+    images, labels = (
+        torch.from_numpy(np.load(folder / f"{half}-{part}.npy", mmap_mode="c", allow_pickle=False))
+        for part in ("images", "labels")
+    )
+    classes, mean, std = (tuple(meta[key]) for key in ("classes", "mean", "std"))
+    return ImageDataset(images, labels, classes, meta["name"], mean, std)
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _meta_digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,92 @@
+"""The one place that knows devices, precisions and threads."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+
+import torch
+
+from bench.errors import UsageError
+from bench.network import Precision
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for `--device`: `auto` takes a CUDA device if there is one.
+
+    Raises:
+        UsageError: for a name PyTorch does not know, or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"device '{name}' cannot be used ({reason}); write auto, cpu, cuda or cuda:N"
+        ) from None
+    return device
+
+
+def choose_precision(name: str, wish: str, device: torch.device) -> Precision:
+    """The arithmetic that a cell is computed in; it is part of the cell's identity.
+
+    Args:
+        name: `auto`, `fp32`, `tf32` or `bf16`, as given with `--precision`.
+        wish: the recipe's, `exact` or `fast`; it decides when the name is `auto`.
+        device: where the cell will run.
+    """
+    if name == "auto":
+        if wish == "fast" and computes_bf16(device):
+            return "bf16"
+        return "tf32" if device.type == "cuda" else "fp32"
+    if name == "tf32" and device.type != "cuda":
+        raise UsageError(f"precision tf32 needs a CUDA device, not {device}; write fp32 or bf16")
+    if name not in ("fp32", "tf32", "bf16"):
+        raise UsageError(f"unknown precision '{name}'; there are: auto, fp32, tf32, bf16")
+    return name
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there, not merely emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    # No public name exists for these two; without them the answer is a slower, safe no.
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
+
+
+def configure(precision: Precision, threads: int) -> None:
+    """Set what PyTorch keeps globally: thread count and the arithmetic behind float32."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+
+
+def describe(device: torch.device) -> dict[str, str | int]:
+    """What a record says of the machine."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "type": device.type,
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count() or 1,
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device's allocator, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

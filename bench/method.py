@@ -1,0 +1,103 @@
+"""What every protection method is: settings, a budget, and `craft`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from bench.budget import Budget, Norm
+from bench.component import Component, setting
+from bench.errors import UsageError
+from bench.recipe import Recipe
+
+if TYPE_CHECKING:
+    from bench.crafting import Crafting
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A network that a method wants trained on the clean images before it crafts.
+
+    Attributes:
+        arch: an architecture as typed on the command line.
+        epochs: the checkpoints to keep, counted from 1, in rising order.
+        recipe: how to train it; None means as the victims are trained.
+        index: tells several of one kind apart; it selects the seed.
+    """
+
+    arch: str
+    epochs: tuple[int, ...]
+    recipe: Recipe | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Method(Component):
+    """A way of making images unlearnable; a subclass writes `craft`.
+
+    The fields of a subclass default to the paper's values. A method with an l-inf budget has a
+    field `epsilon`, which `--epsilon` sets; others keep a budget of their own.
+    """
+
+    norm: ClassVar[Norm] = "linf"
+
+    @property
+    def budget(self) -> Budget:
+        """What the released images are held to."""
+        return Budget(self.norm, self.epsilon) if hasattr(self, "epsilon") else Budget("none")
+
+    def surrogates(self, recipe: Recipe) -> tuple[Surrogate, ...]:
+        """The trained networks that `craft` will ask for.
+
+        Args:
+            recipe: the victims' recipe.
+
+        Raises:
+            UsageError: if it cannot give what the settings ask for.
+        """
+        del recipe
+        return ()
+
+    def craft(self, job: Crafting) -> Tensor:
+        """Compute the perturbation.
+
+        Args:
+            job: the clean images and all that crafting may use; test images are not there.
+
+        Returns:
+            delta, (n, 3, h, w) float32 in units of [0, 1], inside the budget; rows that are not
+            protected are ignored. It becomes 8-bit by rounding afterwards.
+        """
+        raise NotImplementedError
+
+    def gradient_images(self, images: int) -> int:
+        """How many input gradients of single images `craft` will take, for time estimates."""
+        del images
+        return 0
+
+
+@dataclass(frozen=True)
+class LinfMethod(Method):
+    """A method whose budget is an l-inf ball."""
+
+    epsilon: float = setting(8 / 255, "radius of the l∞ ball, in units of [0, 1]")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon <= 1:
+            raise ValueError(f"epsilon={self.epsilon:g} must lie between 0 and 1, as 8/255 does")
+
+
+def equidistant(count: int, epochs: int) -> tuple[int, ...]:
+    """`count` epochs of a training of `epochs`, equally far apart, the last one included.
+
+    Raises:
+        UsageError: if there are not that many epochs.
+    """
+    if count > epochs:
+        raise UsageError(
+            f"checkpoints={count} asks for more checkpoints than the surrogate's {epochs} epochs; "
+            f"ask for {epochs} or fewer, or train longer with --recipe NAME:epochs={count}"
+        )
+    return tuple(round(epochs * (k + 1) / count) for k in range(count))

@@ -1,0 +1,348 @@
+"""Which records may stand in one table, and what a cell of it says about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+Record = Mapping[str, Any]
+
+CONTROL = "clean"
+"""The method that every drop is measured against."""
+
+CONTROLS = (CONTROL, "sham", "noise")
+"""Methods that stand first in tables and plots, in this order; the others follow by name."""
+
+PAPER_EPOCHS = 120
+PAPER_WIDTH = 1.0
+
+LOW_TRAIN = 0.5
+"""The control counts as badly trained when its train accuracy is below this."""
+LOW_TRAIN_GAP = 0.1
+"""Any other method does when its train accuracy is this much below the control's."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the cells of one table share.
+
+    `recipe_settings` is JSON text, so that contexts can be compared and sorted.
+    """
+
+    dataset: str
+    dataset_digest: str
+    train_images: int
+    recipe: str
+    recipe_label: str
+    recipe_settings: str
+    precision: str
+    holdout: int
+    poison_ratio: float
+    craft_seed: int
+
+    @classmethod
+    def of(cls, record: Record) -> Context:
+        """The context that a record belongs to."""
+        values = {name: record[name] for name in cls.__dataclass_fields__}
+        values["recipe_settings"] = _json(record["recipe_settings"])
+        values["poison_ratio"] = float(record["poison_ratio"])
+        return cls(**values)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings of the recipe."""
+        return json.loads(self.recipe_settings)
+
+    @property
+    def training(self) -> Context:
+        """The part that matters to the control, which is not crafted and has nothing to mix."""
+        return replace(self, poison_ratio=1.0, craft_seed=0)
+
+    @property
+    def slug(self) -> str:
+        """A file name for people, with six digits of a hash against collisions."""
+        parts = [self.dataset, self.recipe_label, self.train_images, self.precision]
+        parts += [f"ratio{self.poison_ratio:g}"] if self.poison_ratio != 1 else []
+        parts += [f"holdout{self.holdout}"] if self.holdout else []
+        parts += [f"craft{self.craft_seed}"] if self.craft_seed else []
+        digest = hashlib.sha256(repr(self).encode()).hexdigest()[:6]
+        return f"{slugify('-'.join(map(str, parts)))}-{digest}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a defense and a method, each with all of its settings."""
+
+    defense: str
+    defense_label: str
+    defense_settings: str
+    method: str
+    method_label: str
+    method_settings: str
+    norm: str
+    epsilon: float | None
+
+    @classmethod
+    def of(cls, record: Record) -> Row:
+        """The line that a record belongs to."""
+        budget = record["budget"]
+        return cls(
+            defense=record["defense"],
+            defense_label=record["defense_label"],
+            defense_settings=_json(record["defense_settings"]),
+            method=record["method"],
+            method_label=record["method_label"],
+            method_settings=_json(record["method_settings"]),
+            norm=budget.get("norm") or "none",
+            epsilon=_finite(budget.get("epsilon")),
+        )
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """No defense first; the controls first within a defense; then by name."""
+        place = CONTROLS.index(self.method) if self.method in CONTROLS else len(CONTROLS)
+        defense = (self.defense != "none", self.defense_label, self.defense_settings)
+        method = (place, self.method_label, self.method_settings)
+        return (*defense, *method, self.norm, self.epsilon or 0.0)
+
+    @property
+    def budget(self) -> str:
+        """How far this method may change an image; empty for the control, which changes none."""
+        from bench.budget import Budget
+
+        if self.method == CONTROL:
+            return ""
+        return str(Budget(self.norm, math.inf if self.epsilon is None else self.epsilon))
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """An architecture at a width."""
+
+    arch: str
+    arch_label: str
+    width: float
+
+    @classmethod
+    def of(cls, record: Record) -> Column:
+        """The architecture that a record was trained with."""
+        return cls(record["arch"], record["arch_label"], float(record["width"]))
+
+    def __str__(self) -> str:
+        narrow = self.width != PAPER_WIDTH and "×" not in self.arch_label
+        return f"{self.arch_label} ×{width_text(self.width)}" if narrow else self.arch_label
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, sample standard deviation and number of some values; NaN where undefined."""
+
+    mean: float
+    sd: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread:
+        """The spread of the values that are there."""
+        there = [value for value in values if value is not None]
+        mean = statistics.fmean(there) if there else math.nan
+        sd = statistics.stdev(there) if len(there) > 1 else math.nan
+        return cls(mean, sd, len(there))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The records of one row and column, in order of victim seed."""
+
+    done: tuple[Record, ...] = ()
+    failed: tuple[Record, ...] = ()
+
+    def spread(self, field: str) -> Spread:
+        """The spread of a field over the seeds that are done."""
+        return Spread.of(record[field] for record in self.done)
+
+    def drop(self, control: Group) -> Spread:
+        """Control minus this in final test accuracy, paired by seed."""
+        before = {record["seed"]: record["final_test_acc"] for record in control.done}
+        return Spread.of(
+            before[record["seed"]] - record["final_test_acc"]
+            for record in self.done
+            if before.get(record["seed"]) is not None and record["final_test_acc"] is not None
+        )
+
+    def low_train(self, control: Group) -> bool:
+        """Whether a low test accuracy could be failed training; see `LOW_TRAIN`."""
+        own, other = (group.spread("final_train_acc").mean for group in (self, control))
+        # A difference of exactly the gap must not be decided by the last bit of a float.
+        limit = LOW_TRAIN if self is control or math.isnan(other) else other - LOW_TRAIN_GAP
+        return own < limit - 1e-9
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The records of one context, sorted into rows and columns.
+
+    Attributes:
+        context: what all of them share.
+        groups: the records of each row and column that has any.
+        superseded: how many records were left out because a later one is of the same cell.
+    """
+
+    context: Context
+    groups: Mapping[tuple[Row, Column], Group]
+    superseded: int = 0
+
+    @property
+    def rows(self) -> list[Row]:
+        """In the order of the table."""
+        return sorted({row for row, _ in self.groups}, key=lambda row: row.order)
+
+    @property
+    def columns(self) -> list[Column]:
+        """In the order of the table: by name, wide before narrow."""
+        return sorted(
+            {column for _, column in self.groups},
+            key=lambda column: (column.arch, column.arch_label, -column.width),
+        )
+
+    @property
+    def defenses(self) -> list[tuple[str, str]]:
+        """Defenses, each as its name and its label among the others, in the order of rows."""
+        return list(dict.fromkeys(self.defense_of(row) for row in self.rows))
+
+    @property
+    def records(self) -> list[Record]:
+        """All records, failed ones included."""
+        return [record for group in self.groups.values() for record in group.done + group.failed]
+
+    def group(self, row: Row, column: Column) -> Group:
+        """The records of a row and column; an empty group where there are none."""
+        return self.groups.get((row, column), Group())
+
+    def control(self, row: Row, column: Column) -> Group:
+        """The records of the control under the same defense and architecture."""
+        for (other, place), group in self.groups.items():
+            same = (other.defense, other.defense_settings) == (row.defense, row.defense_settings)
+            if same and place == column and other.method == CONTROL:
+                return group
+        return Group()
+
+    def method_label(self, row: Row) -> str:
+        """The label of a row's method, with the settings that tell it from its namesakes."""
+        namesakes = {r.method_settings for r in self.rows if r.method_label == row.method_label}
+        return _told_apart(row.method_label, row.method_settings, namesakes)
+
+    def defense_of(self, row: Row) -> tuple[str, str]:
+        """The name of a row's defense, and its label told apart as `method_label` does."""
+        namesakes = {r.defense_settings for r in self.rows if r.defense_label == row.defense_label}
+        return row.defense, _told_apart(row.defense_label, row.defense_settings, namesakes)
+
+
+def summarise(
+    records: Iterable[Record], contexts: Collection[Context] | None = None
+) -> list[Summary]:
+    """One summary a context, whatever the order of the records.
+
+    The control is neither crafted nor mixed, so its records stand in every context that differs
+    only in crafting seed or poison ratio.
+
+    Args:
+        records: of one results folder.
+        contexts: only these, or all; all as well if none of them has a table of its own.
+    """
+    crafted: dict[Context, list[Record]] = defaultdict(list)
+    controls: dict[Context, list[Record]] = defaultdict(list)
+    for record in records:
+        context = Context.of(record)
+        if record["method"] == CONTROL:
+            controls[context.training].append(record)
+        else:
+            crafted[context].append(record)
+    alone = set(controls) - {context.training for context in crafted}
+    for training in alone:
+        # No method beside it: the controls make a table of their own.
+        first = min(map(Context.of, controls[training]), key=_order)
+        crafted[first] = []
+    wanted = set(crafted).intersection(contexts or ()) or set(crafted)
+    return [
+        _summary(context, crafted[context], controls[context.training])
+        for context in sorted(wanted, key=_order)
+    ]
+
+
+def _order(context: Context) -> tuple[Any, ...]:
+    return tuple(getattr(context, name) for name in Context.__dataclass_fields__)
+
+
+def _summary(context: Context, crafted: list[Record], controls: list[Record]) -> Summary:
+    """Sort records into rows and columns; of two of the same cell the later one counts.
+
+    Two records of one cell exist when a component's version was raised: averaging them would
+    count a seed twice and mix old numbers with new ones.
+    """
+    latest: dict[tuple[Row, Column, int], Record] = {}
+    for record in sorted((*crafted, *controls), key=lambda r: (r["finished"], r["key"])):
+        latest[Row.of(record), Column.of(record), record["seed"]] = record
+    groups: dict[tuple[Row, Column], Group] = {}
+    for row, column, seed in sorted(latest, key=lambda k: (k[0].order, k[1], k[2])):
+        record, group = latest[row, column, seed], groups.get((row, column), Group())
+        if record["status"] == "done":
+            groups[row, column] = replace(group, done=(*group.done, record))
+        else:
+            groups[row, column] = replace(group, failed=(*group.failed, record))
+    # The same control of another crafting seed is a twin, not an older version.
+    kept = {record["key"] for record in latest.values()}
+    superseded = sum(record["key"] not in kept for record in crafted)
+    return Summary(context, groups, superseded)
+
+
+def _told_apart(label: str, settings: str, namesakes: Collection[str]) -> str:
+    """Append the settings in which things of one label differ."""
+    values = [json.loads(text) for text in sorted(namesakes)]
+    differing = [
+        f"{name}={value_text(value, name)}"
+        for name, value in json.loads(settings).items()
+        if any(other.get(name) != value for other in values)
+    ]
+    return f"{label} {', '.join(differing)}" if differing else label
+
+
+def width_text(width: float) -> str:
+    """A width as a fraction: 0.25 as "1/4"."""
+    return str(Fraction(width).limit_denominator(64))
+
+
+def value_text(value: Any, name: str = "") -> str:
+    """A setting's value for people; radii and strides as multiples of 1/255."""
+    from bench.budget import fraction
+
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, list):
+        return " ".join(value_text(item, name) for item in value) or "none"
+    if isinstance(value, float):
+        on_grid = name == "step_size" or "epsilon" in name
+        return fraction(value, "linf" if on_grid else "l2")
+    return str(value)
+
+
+def slugify(text: str) -> str:
+    """Text reduced to what every file system takes."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.").lower()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity that every reader takes; no bound and an infinite one are the same."""
+    return None if value is None or math.isinf(value) else float(value)

@@ -1,0 +1,583 @@
+"""Tables from records: for the terminal, in Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.summary import (
+    CONTROL,
+    LOW_TRAIN,
+    LOW_TRAIN_GAP,
+    PAPER_EPOCHS,
+    PAPER_WIDTH,
+    Column,
+    Group,
+    Record,
+    Row,
+    Spread,
+    Summary,
+    value_text,
+    width_text,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TERMINAL_WIDTH = 100
+MISSING = "–"
+LOW, PARTIAL = "†", "‡"
+
+PEAK_NOTE = "peak: best epoch on the test set, an oracle no trainer has."
+SMALL_SCALE = (
+    f"Small scale (the paper trains {PAPER_EPOCHS} epochs at full width on all images): not "
+    "comparable with published values, and the order inside a family of methods means nothing."
+)
+LOW_NOTE = (
+    f"{LOW}: train accuracy {100 * LOW_TRAIN_GAP:.0f} points or more below the control's "
+    f"(for the control itself: below {100 * LOW_TRAIN:.0f} %); a low test accuracy here may be "
+    "failed training rather than protection."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, ready to be set in any of four formats.
+
+    Attributes:
+        name: what the table is about, as a part of file names.
+        caption: what the figures are, and at which scale they were made.
+        cells: every cell as text; headings may repeat.
+        lead: how many columns name the row; they are set flush left.
+        step: how many of the other columns belong together.
+        notes: explanations below the table, a paragraph each.
+        numbers: the same content for machines, a row a cell.
+    """
+
+    name: str
+    caption: str
+    cells: pd.DataFrame
+    lead: int
+    step: int
+    notes: tuple[str, ...]
+    numbers: pd.DataFrame
+
+    def text(self) -> str:
+        """For the terminal, at most `TERMINAL_WIDTH` wide where names allow it."""
+        blocks = "\n\n".join(self._set(block, "simple") for block in self._blocks())
+        notes = "\n".join(map(_wrap, self.notes))
+        return "\n\n".join(filter(None, (_wrap(self.caption), blocks, notes))) + "\n"
+
+    def markdown(self) -> str:
+        """A pipe table between its caption and its notes."""
+        safe = self.cells.map(_markdown)
+        safe.columns = [_markdown(name) for name in self.cells.columns]
+        body = self._set(safe, "pipe")
+        notes = "\n".join(f"- {_markdown(note)}" for note in self.notes)
+        return "\n\n".join(filter(None, (_markdown(self.caption), body, notes))) + "\n"
+
+    def csv(self) -> str:
+        """One line a row and architecture, numbers only; what is unknown is empty."""
+        return self.numbers.to_csv(index=False, lineterminator="\n")
+
+    def latex(self, label: str = "") -> str:
+        """A floating table for the packages booktabs and inputenc (utf8).
+
+        Args:
+            label: what `ref` finds it by; the name of the table by default.
+        """
+        safe = self.cells.map(_latex)
+        safe.columns = [_latex(name) for name in self.cells.columns]
+        body = self._set(safe, "latex_raw")
+        for rule in ("top", "mid", "bottom"):
+            body = body.replace(r"\hline", rf"\{rule}rule", 1)
+        lines = [
+            r"\begin{table}",
+            r"\centering\small",
+            rf"\caption{{{_latex(self.caption)}}}",
+            rf"\label{{tab:{label or self.name}}}",
+            body,
+            *(rf"\par\footnotesize {_latex(note)}" for note in self.notes),
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _blocks(self) -> list[pd.DataFrame]:
+        """The whole table, or, where that is too wide, evenly cut groups of its columns."""
+        pairs = max((self.cells.shape[1] - self.lead) // self.step, 1)
+        for count in range(1, pairs + 1):
+            blocks = [self._block(part) for part in _cut(range(pairs), count)]
+            if max(map(self._width, blocks)) <= TERMINAL_WIDTH:
+                return blocks
+        return blocks
+
+    def _block(self, pairs: range) -> pd.DataFrame:
+        first, last = (self.lead + self.step * i for i in (pairs.start, pairs.stop))
+        return self.cells.iloc[:, [*range(self.lead), *range(first, last)]]
+
+    def _width(self, block: pd.DataFrame) -> int:
+        return max(map(len, self._set(block, "simple").splitlines()))
+
+    def _set(self, cells: pd.DataFrame, style: str) -> str:
+        from tabulate import tabulate
+
+        sides = ["left"] * self.lead + ["right"] * (cells.shape[1] - self.lead)
+        body = tabulate(
+            cells.to_numpy().tolist(),
+            headers=list(cells.columns),
+            tablefmt=style,
+            disable_numparse=True,
+            colalign=sides if len(cells) else None,
+        )
+        return "\n".join(line.rstrip() for line in body.splitlines())
+
+
+def all_tables(summary: Summary) -> list[Table]:
+    """The tables of one context: accuracies, details and audit."""
+    tables = [main_table(summary), details_table(summary)]
+    audit = audit_table(summary)
+    return [*tables, audit] if len(audit.cells) else tables
+
+
+def main_table(summary: Summary) -> Table:
+    """Final clean test accuracy and drop: a row a method, two columns an architecture."""
+    usual = _usual_seeds(summary)
+    heads = [name for column in summary.columns for name in (str(column), "drop")]
+    lines = []
+    for row in summary.rows:
+        line = [*_row_names(summary, row), row.budget]
+        for column in summary.columns:
+            group, control = summary.group(row, column), summary.control(row, column)
+            line += [_accuracy(group, control, usual), _drop(row, group, control)]
+        lines.append(line)
+    caption = (
+        f"Clean test accuracy after the last epoch in percent, {_over_seeds(usual)}; drop against "
+        f"{CONTROL} in percentage points, paired by seed. {scale(summary)}"
+    )
+    return Table(
+        name="main",
+        caption=caption,
+        cells=_frame([*_row_heads(summary), "budget", *heads], lines),
+        lead=len(_row_heads(summary)) + 1,
+        step=2,
+        notes=tuple(_main_notes(summary, lines)),
+        numbers=_numbers(summary, _main_numbers),
+    )
+
+
+def details_table(summary: Summary) -> Table:
+    """What stands behind the accuracies: train accuracy, the oracle's peak, number, cost."""
+    usual = _usual_seeds(summary)
+    heads = [
+        *_row_heads(summary),
+        "architecture",
+        "train %",
+        "peak (oracle) %",
+        "n",
+        "gradient images",
+        "seconds",
+    ]
+    lines = []
+    for row, column in _cells(summary):
+        group, control = summary.group(row, column), summary.control(row, column)
+        if not group.done and not group.failed:
+            continue
+        train = _mean(group.spread("final_train_acc"))
+        lines.append(
+            [
+                *_row_names(summary, row),
+                str(column),
+                train + LOW * group.low_train(control) if group.done else "failed",
+                _mean(group.spread("peak_test_acc")),
+                str(len(group.done)),
+                _whole(group.spread("crafting_gradient_images").mean),
+                _whole(group.spread("seconds").mean),
+            ]
+        )
+    caption = (
+        f"Behind the accuracies: train accuracy after the last epoch and peak test accuracy in "
+        f"percent, {_over_seeds(usual)}; number n of victims; images through a gradient while "
+        f"crafting; seconds of training a victim. {scale(summary)}"
+    )
+    notes = [PEAK_NOTE, *_low_note(lines), *_failures(summary)]
+    return Table(
+        name="details",
+        caption=caption,
+        cells=_frame(heads, lines),
+        lead=len(_row_heads(summary)) + 1,
+        step=len(heads) - len(_row_heads(summary)) - 1,
+        notes=tuple(notes),
+        # Nullable integers: a set that was never crafted must not turn counts into floats.
+        numbers=_numbers(summary, _details_numbers).astype({"crafting_gradient_images": "Int64"}),
+    )
+
+
+def audit_table(summary: Summary) -> Table:
+    """How far the released 8-bit images lie from the clean ones, a row a method."""
+    heads = ["method", "budget", "max l∞", "max l2", "max l0", "changed %", "NaN", "constant"]
+    audits = {row: audit for row in _methods(summary) if (audit := _audit(summary, row))}
+    lines = [
+        [
+            summary.method_label(row),
+            row.budget,
+            _linf(audit.get("max_linf")),
+            _decimals(audit.get("max_l2"), 3),
+            _whole(audit.get("max_l0")),
+            _decimals(_percent(audit.get("share_changed")), 1),
+            _whole(audit.get("nan")),
+            _whole(audit.get("constant_images")),
+        ]
+        for row, audit in audits.items()
+    ]
+    caption = (
+        "Released images against clean ones after rounding to 8 bits: the largest norm of any "
+        "image (l2 in units of [0, 1], l0 in pixels), the share of components changed, and the "
+        f"numbers of NaN values and of images of one colour. {scale(summary)}"
+    )
+    return Table(
+        name="audit",
+        caption=caption,
+        cells=_frame(heads, lines),
+        lead=2,
+        step=len(heads) - 2,
+        notes=(),
+        numbers=_audit_numbers(summary, audits),
+    )
+
+
+# Captions and notes.
+
+
+def scale(summary: Summary) -> str:
+    """The scale of a context in a sentence or, below the paper's, in two."""
+    context, settings = summary.context, summary.context.settings
+    tests = sorted({record["test_images"] for record in summary.records})
+    widths = sorted({column.width for column in summary.columns}, reverse=True)
+    parts = [
+        f"{context.dataset}: {context.train_images} training and "
+        f"{' or '.join(map(str, tests))} test images",
+        f"recipe {context.recipe_label}, {settings.get('epochs', '?')} epochs",
+        f"width {', '.join(map(width_text, widths))}",
+        context.precision,
+        f"crafting seed {context.craft_seed}",
+    ]
+    if context.poison_ratio != 1:
+        parts.append(f"poison ratio {context.poison_ratio:g}")
+    if context.holdout:
+        parts.append(f"{context.holdout} images held out")
+    if len(summary.defenses) == 1:
+        name, label = summary.defenses[0]
+        parts.append("no defense" if name == "none" else f"defense {label}")
+    parts += _common_epsilon(summary)
+    parts += [f"chance {100 / classes:.3g} %"] if (classes := _classes(summary)) else []
+    sentence = "; ".join(parts) + "."
+    return f"{sentence} {SMALL_SCALE}" if is_small(summary) else sentence
+
+
+def is_small(summary: Summary) -> bool:
+    """Whether less was trained than the paper trains: its recipe, images, epochs or width."""
+    settings = summary.context.settings
+    return (
+        summary.context.recipe != "paper"
+        or settings.get("train_images") is not None
+        or settings.get("epochs", PAPER_EPOCHS) < PAPER_EPOCHS
+        or any(column.width < PAPER_WIDTH for column in summary.columns)
+    )
+
+
+def _classes(summary: Summary) -> int:
+    return max(len(record["classes"]) for record in summary.records)
+
+
+def _common_epsilon(summary: Summary) -> list[str]:
+    """The radius of all l-inf methods, if they share one; radii of 0 belong to controls."""
+    rows = [row for row in summary.rows if row.method != CONTROL and row.norm == "linf"]
+    budgets = {row.budget for row in rows if row.epsilon}
+    return [f"l-inf methods keep {budgets.pop().split()[-1]}"] if len(budgets) == 1 else []
+
+
+def _usual_seeds(summary: Summary) -> int:
+    """The number of victims of a complete cell; a cell with another number says so."""
+    return max((len(g.done) + len(g.failed) for g in summary.groups.values()), default=0)
+
+
+def _over_seeds(usual: int) -> str:
+    if usual == 1:
+        return "one victim seed"
+    return f"mean ± sample standard deviation over {usual} victim seeds"
+
+
+def _main_notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
+    yield from _low_note(lines)
+    if any(PARTIAL in cell for line in lines for cell in line):
+        yield f"{PARTIAL}: some victims failed; the figure is of the other n."
+    yield from _failures(summary)
+    if any(MISSING in line for line in lines):
+        yield f"{MISSING}: not run, or nothing to compare with."
+    yield from _deviations(summary)
+    if summary.superseded:
+        yield f"{summary.superseded} older records of the same cells are left out."
+
+
+def _low_note(lines: list[list[str]]) -> list[str]:
+    return [LOW_NOTE] if any(LOW in cell for line in lines for cell in line) else []
+
+
+def _failures(summary: Summary) -> Iterator[str]:
+    """Failed cells by the last line of their traceback."""
+    cells: dict[str, list[str]] = defaultdict(list)
+    for row, column in _cells(summary):
+        for record in summary.group(row, column).failed:
+            name = ", ".join([*_row_names(summary, row), str(column), f"seed {record['seed']}"])
+            cells[last_line(record["error"])].append(name)
+    for error, names in cells.items():
+        yield f"failed: {'; '.join(names)}: {error}"
+
+
+def last_line(error: str | None) -> str:
+    """The last line of a traceback that says anything."""
+    lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "no traceback recorded"
+
+
+def _deviations(summary: Summary) -> Iterator[str]:
+    """The settings in which a method departs from its paper, a line a method."""
+    for row in _methods(summary):
+        found: dict[str, list[Any]] = {}
+        for record in _records_of(summary, row):
+            found.update(record["method_deviations"])
+        pairs = [
+            f"{name} {value_text(ours, name)} (paper {value_text(theirs, name)})"
+            for name, (ours, theirs) in sorted(found.items())
+        ]
+        if pairs:
+            yield f"{summary.method_label(row)}: {', '.join(pairs)}"
+
+
+# Rows and cells.
+
+
+def _cells(summary: Summary) -> Iterator[tuple[Row, Column]]:
+    return ((row, column) for row in summary.rows for column in summary.columns)
+
+
+def _methods(summary: Summary) -> list[Row]:
+    """The first row of every method: what is crafted does not depend on the defense."""
+    first: dict[tuple[Any, ...], Row] = {}
+    for row in summary.rows:
+        first.setdefault((row.method, row.method_settings, row.norm, row.epsilon), row)
+    return list(first.values())
+
+
+def _records_of(summary: Summary, row: Row) -> list[Record]:
+    """All records of a row's method, whatever the defense."""
+    mine = (row.method, row.method_settings, row.norm, row.epsilon)
+    return [
+        record
+        for (other, _), group in summary.groups.items()
+        if (other.method, other.method_settings, other.norm, other.epsilon) == mine
+        for record in group.done + group.failed
+    ]
+
+
+def _row_heads(summary: Summary) -> list[str]:
+    """A single defense stands in the caption instead of in a column."""
+    return ["defense", "method"] if len(summary.defenses) > 1 else ["method"]
+
+
+def _row_names(summary: Summary, row: Row) -> list[str]:
+    names = [summary.defense_of(row)[1], summary.method_label(row)]
+    return names[-len(_row_heads(summary)) :]
+
+
+def _accuracy(group: Group, control: Group, usual: int) -> str:
+    if not group.done:
+        return "failed" if group.failed else MISSING
+    marks = LOW * group.low_train(control) + PARTIAL * bool(group.failed)
+    number = f" n={len(group.done)}" if len(group.done) != usual else ""
+    return _mean(group.spread("final_test_acc")) + marks + number
+
+
+def _drop(row: Row, group: Group, control: Group) -> str:
+    if row.method == CONTROL:
+        return ""
+    return _decimals(_percent(group.drop(control).mean), 1)
+
+
+def _mean(spread: Spread) -> str:
+    """Mean and deviation of fractions, in percent; a single value stands alone."""
+    if not spread.n:
+        return MISSING
+    mean = _decimals(100 * spread.mean, 1)
+    return mean if spread.n == 1 else f"{mean} ± {100 * spread.sd:.1f}"
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _decimals(value: float | None, digits: int) -> str:
+    if value is None or math.isnan(value):
+        return MISSING
+    # Adding zero turns the "-0.0" of a tiny negative number into "0.0".
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def _whole(value: float | None) -> str:
+    """A count with its thousands apart, for instance 1,250,000."""
+    return MISSING if value is None or math.isnan(value) else f"{value:,.0f}"
+
+
+def _linf(value: float | None) -> str:
+    from bench.budget import fraction
+
+    return MISSING if value is None else fraction(value)
+
+
+def _frame(heads: list[str], lines: list[list[str]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(lines, columns=heads, dtype=object)
+
+
+# Numbers for machines.
+
+
+def _numbers(summary: Summary, of: Any) -> pd.DataFrame:
+    """What `of` computes of each row and column, below the names and the scale of the cell."""
+    import pandas as pd
+
+    lines = []
+    for row, column in _cells(summary):
+        group, control = summary.group(row, column), summary.control(row, column)
+        if group.done or group.failed:
+            lines.append({**_names(summary, row, column), **of(row, group, control)})
+    return pd.DataFrame(lines)
+
+
+def _names(summary: Summary, row: Row, column: Column) -> dict[str, Any]:
+    context = summary.context
+    return {
+        "dataset": context.dataset,
+        "train_images": context.train_images,
+        "recipe": context.recipe_label,
+        "epochs": context.settings.get("epochs"),
+        "precision": context.precision,
+        "poison_ratio": context.poison_ratio,
+        "craft_seed": context.craft_seed,
+        "defense": summary.defense_of(row)[1],
+        "method": summary.method_label(row),
+        "norm": row.norm,
+        "epsilon": row.epsilon,
+        "arch": column.arch_label,
+        "width": column.width,
+    }
+
+
+def _main_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
+    drop = Group().drop(control) if row.method == CONTROL else group.drop(control)
+    return {
+        "n": len(group.done),
+        "failed": len(group.failed),
+        **_points("test_acc_percent", group.spread("final_test_acc")),
+        **_points("drop_points", drop),
+        "drop_n": drop.n,
+        "low_train": group.low_train(control),
+    }
+
+
+def _details_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
+    images = group.spread("crafting_gradient_images").mean
+    return {
+        "n": len(group.done),
+        "failed": len(group.failed),
+        **_points("train_acc_percent", group.spread("final_train_acc")),
+        **_points("peak_oracle_percent", group.spread("peak_test_acc")),
+        "crafting_gradient_images": None if math.isnan(images) else round(images),
+        "training_seconds": round(group.spread("seconds").mean, 2),
+        "low_train": group.low_train(control),
+    }
+
+
+def _points(name: str, spread: Spread) -> dict[str, float]:
+    """Mean and deviation of fractions in hundredths, without the dust of binary fractions."""
+    return {name: round(100 * spread.mean, 4), f"{name}_sd": round(100 * spread.sd, 4)}
+
+
+def _audit(summary: Summary, row: Row) -> dict[str, float]:
+    """One audit of a method: counts and maxima at their worst, means and shares averaged."""
+    records = _records_of(summary, row)
+    # Victims of one crafted set repeat its audit; each set counts once.
+    audits = {record["crafted_key"]: record["audit"] for record in records if record["audit"]}
+    values: dict[str, list[float]] = defaultdict(list)
+    for audit in audits.values():
+        for name, value in audit.items():
+            if value is not None:
+                values[name].append(value)
+    return {
+        name: Spread.of(found).mean if name.startswith(("mean", "share")) else max(found)
+        for name, found in sorted(values.items())
+    }
+
+
+def _audit_numbers(summary: Summary, audits: dict[Row, dict[str, float]]) -> pd.DataFrame:
+    import pandas as pd
+
+    lines = [
+        {"method": summary.method_label(row), "norm": row.norm, "epsilon": row.epsilon, **audit}
+        for row, audit in audits.items()
+    ]
+    return pd.DataFrame(lines)
+
+
+# Text for each format.
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, TERMINAL_WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _cut(items: range, count: int) -> list[range]:
+    """`count` runs of nearly equal length."""
+    size = math.ceil(len(items) / count)
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*_<`["})
+
+_LATEX = str.maketrans(
+    {
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "[": "{[}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "×": r"$\times$",
+        "∞": r"$\infty$",
+        "·": r"$\cdot$",
+        "–": "--",
+        "†": r"$\dagger$",
+        "‡": r"$\ddagger$",
+    }
+)
+
+
+def _markdown(text: str) -> str:
+    return text.translate(_MARKDOWN)
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def join(tables: Iterable[Table]) -> str:
+    """Several tables for the terminal, one below the other."""
+    return "\n\n".join(table.text() for table in tables)

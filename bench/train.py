@@ -1,0 +1,204 @@
+"""The one training loop and the one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.augment import Crops, cut, draw_shifts, shift
+from bench.data import ImageDataset, to_unit
+from bench.defense import Defense, Step
+from bench.network import Arch, Precision
+from bench.recipe import Recipe
+from bench.seeding import stream
+
+EVALUATION_BATCH = 500
+
+
+class Batches:
+    """Training images on the device, cut into augmented batches.
+
+    Args:
+        dataset: uint8 or prepared float32 images.
+        recipe: batch size, padding, flip.
+        device: where they shall live.
+    """
+
+    def __init__(self, dataset: ImageDataset, recipe: Recipe, device: torch.device) -> None:
+        self._bilinear = recipe.crops == "bilinear"
+        self._padding = 0 if self._bilinear else recipe.crop_padding
+        padding = self._padding
+        channels_last = dataset.images.to(device).permute(0, 2, 3, 1)
+        self._padded = F.pad(channels_last, (0, 0, padding, padding, padding, padding))
+        self._labels = dataset.labels.to(device)
+        self._recipe, self._size, self._device = recipe, dataset.image_size, device
+        self._mean_colour = torch.tensor(dataset.mean, device=device).reshape(1, 3, 1, 1)
+
+    def __len__(self) -> int:
+        return -(-len(self._labels) // self._recipe.batch_size)
+
+    def epoch(self, draws: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, shuffled, as ((b, 3, h, w) float32 in [0, 1], (b,) int64)."""
+        recipe, count = self._recipe, len(self._labels)
+        # All draws are made on the CPU at once, so that every device sees the same numbers.
+        order = torch.randperm(count, generator=draws).to(self._device)
+        whole_flip = recipe.flip and not self._bilinear
+        crops = Crops.draw(count, self._padding, whole_flip, draws).to(self._device)
+        offsets, mirrored = draw_shifts(count, recipe.crop_padding, draws, self._device)
+        for start in range(0, count, recipe.batch_size):
+            part = slice(start, start + recipe.batch_size)
+            rows = order[part]
+            images = to_unit(cut(self._padded, rows, crops[part], self._size))
+            if self._bilinear:
+                flips = mirrored[part] & recipe.flip
+                images = shift(images, offsets[part], flips, self._mean_colour)
+            yield images, self._labels[rows]
+
+
+class Training:
+    """One network in training; the same object trains surrogates and victims.
+
+    Every random number comes from a stream named by role and epoch, so a training that is resumed
+    after an epoch continues exactly as if it had never stopped.
+
+    Args:
+        arch: what to train.
+        released: all that the trainer has: uint8 images and labels.
+        recipe: how.
+        defense: the trainer's countermeasure.
+        seed: of this training.
+        role: "victim" or "surrogate"; their streams differ under equal seeds.
+        device: where.
+        precision: in which arithmetic.
+    """
+
+    def __init__(
+        self,
+        arch: Arch,
+        released: ImageDataset,
+        recipe: Recipe,
+        defense: Defense,
+        seed: int,
+        role: str,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self._purpose = (seed, role)
+        self._recipe, self._defense, self._device = recipe, defense, device
+        self._released = released
+        prepared = defense.prepare(released, self._stream("prepare"))
+        self._batches = Batches(prepared, recipe, device)
+        self.network = defense.build(arch, released, self._stream("build"))
+        self.network.to(device, memory_format=torch.channels_last)
+        self.network.precision = precision
+        self._optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+            foreach=True,
+        )
+        self._epoch = 0
+        self._logits: Tensor | None = None
+        self.network.register_forward_hook(self._keep_logits)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self._epoch
+
+    def run_epoch(self, advance: Callable[[int], None] = lambda images: None) -> dict[str, Any]:
+        """Train for one epoch.
+
+        Args:
+            advance: told the number of images after each step.
+
+        Returns:
+            A curve row: `epoch` (from 1), `lr` (of the last step), `train_loss`, `train_acc`.
+            Accuracy is taken while training, on the images as trained on; where labels are mixed
+            it is agreement with the heavier one.
+        """
+        recipe, network = self._recipe, self.network
+        classes = network.head.out_features
+        step = Step(self._epoch, recipe.epochs, classes, self._stream("defense", self._epoch))
+        loss_sum = torch.zeros((), device=self._device)
+        correct = torch.zeros((), dtype=torch.int64, device=self._device)
+        seen, lr, length = 0, recipe.lr, 1 / len(self._batches)
+        network.train()
+        draws = self._stream("batches", self._epoch)
+        for index, (images, labels) in enumerate(self._batches.epoch(draws)):
+            lr = recipe.learning_rate(self._epoch + index * length, length)
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            images, soft_labels = self._defense.batch(images, labels, step)
+            self._optimizer.zero_grad()
+            loss = self._defense.backward(network, images, soft_labels, step)
+            if recipe.clip_grad is not None:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_grad)
+            self._optimizer.step()
+            loss_sum += loss * len(labels)
+            if self._logits is not None and len(self._logits) == len(labels):
+                correct += (self._logits.argmax(1) == soft_labels.argmax(1)).sum()
+            seen += len(labels)
+            advance(len(labels))
+        self._epoch += 1
+        return {
+            "epoch": self._epoch,
+            "lr": lr,
+            "train_loss": loss_sum.item() / seen,
+            "train_acc": correct.item() / seen,
+        }
+
+    def finish(self) -> None:
+        """Let the defense have its last word; call it once, after the last epoch."""
+        network = self._defense.finish(self.network, self._released, self._stream("finish"))
+        self.network = network
+
+    def confusion(self, dataset: ImageDataset) -> Tensor:
+        """Counts (classes, classes) int64: row the true class, column the predicted one."""
+        classes = self.network.head.out_features
+        counts = torch.zeros(classes * classes, dtype=torch.int64, device=self._device)
+        draws = self._stream("predict", self._epoch)
+        self.network.eval()
+        with torch.no_grad():
+            for start in range(0, len(dataset), EVALUATION_BATCH):
+                part = slice(start, start + EVALUATION_BATCH)
+                images = dataset.images[part].to(self._device)
+                images = to_unit(images.contiguous(memory_format=torch.channels_last))
+                guess = self._defense.predict(self.network, images, draws).argmax(1)
+                index = dataset.labels[part].to(self._device) * classes + guess
+                counts += torch.bincount(index, minlength=classes * classes)
+        return counts.reshape(classes, classes).cpu()
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on: tensors, numbers and nothing that needs code to load."""
+        return {
+            "epoch": self._epoch,
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned, possibly in another process."""
+        self._epoch = state["epoch"]
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _keep_logits(self, module: torch.nn.Module, inputs: Any, logits: Tensor) -> None:
+        # An attack evaluates in eval mode; only the pass that is learned from counts.
+        del inputs
+        if module.training:
+            self._logits = logits.detach()
+
+    def _stream(self, *purpose: str | int) -> torch.Generator:
+        return stream(*self._purpose, *purpose)
+
+
+def accuracy(confusion: Tensor) -> float:
+    """Share of the counts that lie on the diagonal."""
+    return confusion.diagonal().sum().item() / max(int(confusion.sum()), 1)
