@@ -1,9 +1,9 @@
 """Settings: the one grammar in which they are typed, checked, and turned into an identity.
 
-    sep                          a name
-    sep:checkpoints=5,steps=8    with settings
-    file:PATH,epsilon=8/255      a first value without `key=` is the component's argument
-    sep:surrogate=(rn18:width=0.5,depth=2),noise      brackets keep commas together
+sep                          a name
+sep:checkpoints=5,steps=8    with settings
+file:PATH,epsilon=8/255      a first value without `key=` is the component's argument
+sep:surrogate=(rn18:width=0.5,depth=2),noise      brackets keep commas together
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ class Component:
     paper: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """For each scale of recipe (`quick`, `standard`), the settings that differ from the paper's."""
+
+    @property
+    def title(self) -> str:
+        """What tables call it, settings aside."""
+        return self.name
 
     def settings(self) -> dict[str, Any]:
         """Every setting with its resolved value, fit for JSON."""
@@ -216,8 +221,7 @@ def rebuild(registry: Registry, identity: Mapping[str, Any]) -> Any:
     cls = registry.get(identity["name"])
     if cls.version != identity["version"]:
         raise UsageError(
-            f"{registry.kind} '{cls.name}' is now version {cls.version}, "
-            f"not {identity['version']}"
+            f"{registry.kind} '{cls.name}' is now version {cls.version}, not {identity['version']}"
         )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in identity["settings"].items()}
     try:

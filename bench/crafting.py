@@ -14,9 +14,7 @@ from torch import Tensor
 from bench.component import build, parse_one
 from bench.data import ImageDataset
 from bench.files import load_tensors, save_tensors
-from bench.method import Surrogate
 from bench.network import Network, Precision
-from bench.recipe import Recipe
 from bench.registry import ARCHS
 from bench.seeding import stream
 
@@ -44,11 +42,11 @@ class Crafting:
         dataset: the clean training images.
         rows: (n,) int64, where they stand in the whole training split.
         mask: (n,) bool, which of them shall be protected.
-        recipe: the victims' recipe.
         seed: the craft seed.
         device: where to compute.
         precision: in which arithmetic.
-        trained: gives a surrogate's checkpoints, frozen, in the order of its epochs.
+        trained: gives the checkpoints, frozen and in the order of their epochs, of the surrogate
+            with that number among those that the method asked for.
         scratch: folder for partial results, or None to keep none.
         monitor: told about progress.
         flop_per_gradient: work of one image's input gradient.
@@ -58,11 +56,10 @@ class Crafting:
     dataset: ImageDataset
     rows: Tensor
     mask: Tensor
-    recipe: Recipe
     seed: int
     device: torch.device
     precision: Precision
-    trained: Callable[[Surrogate], Sequence[Network]]
+    trained: Callable[[int], Sequence[Network]]
     scratch: Path | None = None
     monitor: Monitor = field(default_factory=Monitor)
     flop_per_gradient: float = 0.0

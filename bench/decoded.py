@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,30 +18,37 @@ from bench.data import ImageDataset, Splits
 from bench.errors import UsageError
 from bench.files import write_text, write_with
 
+Triple = tuple[float, float, float]
+
 _META = "meta.json"
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Tensor) -> tuple[Triple, Triple]:
     """Mean and standard deviation of each channel over all pixels, in units of [0, 1].
 
     Args:
         images: (n, 3, h, w) uint8.
 
     Returns:
-        Two triples. They are taken from counts of the 256 grey levels, so that they are exact and
-        need no float copy of the images. A deviation is at least one grey level: the networks
-        divide by it, and a channel may be constant.
+        Two triples, taken from counts of the 256 grey levels: this needs no float copy of the
+        images. A deviation is at least one grey level, since the networks divide by it and a
+        channel may be constant.
     """
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    means, deviations = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-        shares = counts / counts.sum()
-        mean = (shares * levels).sum()
-        deviation = (shares * (levels - mean) ** 2).sum().sqrt()
-        means.append(float(mean))
-        deviations.append(max(float(deviation), 1 / 255))
-    return tuple(means), tuple(deviations)
+    counts = [torch.bincount(images[:, c].flatten(), minlength=256).tolist() for c in range(3)]
+    red, green, blue = (_mean_and_deviation(channel) for channel in counts)
+    return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
+
+
+def _mean_and_deviation(counts: list[int]) -> tuple[float, float]:
+    """Of a channel whose 256 grey levels occur so often; in units of [0, 1].
+
+    Whole numbers up to the last step: any machine gives the same digits.
+    """
+    total = sum(counts)
+    first = sum(count * level for level, count in enumerate(counts))
+    second = sum(count * level**2 for level, count in enumerate(counts))
+    variance = (total * second - first**2) / total**2
+    return first / total / 255, max(math.sqrt(variance), 1.0) / 255
 
 
 def kept(folder: Path, decode: Callable[[], Splits]) -> Splits:

@@ -11,7 +11,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from bench.budget import Norm
 
 Record = Mapping[str, Any]
 
@@ -120,7 +123,9 @@ class Row:
 
         if self.method == CONTROL:
             return ""
-        return str(Budget(self.norm, math.inf if self.epsilon is None else self.epsilon))
+        return str(
+            Budget(cast("Norm", self.norm), math.inf if self.epsilon is None else self.epsilon)
+        )
 
 
 @dataclass(frozen=True, order=True)

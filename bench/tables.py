@@ -34,8 +34,8 @@ LOW, PARTIAL = "†", "‡"
 
 PEAK_NOTE = "peak: best epoch on the test set, an oracle no trainer has."
 SMALL_SCALE = (
-    f"Small scale (the paper trains {PAPER_EPOCHS} epochs at full width on all images): not "
-    "comparable with published values, and the order inside a family of methods means nothing."
+    "Small scale: not comparable with published values, and the order inside a family of methods "
+    "means nothing."
 )
 LOW_NOTE = (
     f"{LOW}: train accuracy {100 * LOW_TRAIN_GAP:.0f} points or more below the control's "
@@ -50,7 +50,7 @@ class Table:
 
     Attributes:
         name: what the table is about, as a part of file names.
-        caption: what the figures are, and at which scale they were made.
+        caption: what the figures are, at which scale they were made, and what that means.
         cells: every cell as text; headings may repeat.
         lead: how many columns name the row; they are set flush left.
         step: how many of the other columns belong together.
@@ -59,7 +59,7 @@ class Table:
     """
 
     name: str
-    caption: str
+    caption: tuple[str, ...]
     cells: pd.DataFrame
     lead: int
     step: int
@@ -68,17 +68,17 @@ class Table:
 
     def text(self) -> str:
         """For the terminal, at most `TERMINAL_WIDTH` wide where names allow it."""
-        blocks = "\n\n".join(self._set(block, "simple") for block in self._blocks())
-        notes = "\n".join(map(_wrap, self.notes))
-        return "\n\n".join(filter(None, (_wrap(self.caption), blocks, notes))) + "\n"
+        blocks = "\n\n".join(self._plain(block) for block in self._blocks())
+        caption, notes = ("\n".join(map(_wrap, part)) for part in (self.caption, self.notes))
+        return "\n\n".join(filter(None, (caption, blocks, notes))) + "\n"
 
     def markdown(self) -> str:
         """A pipe table between its caption and its notes."""
         safe = self.cells.map(_markdown)
         safe.columns = [_markdown(name) for name in self.cells.columns]
-        body = self._set(safe, "pipe")
+        body = self._headed(safe, "pipe")
         notes = "\n".join(f"- {_markdown(note)}" for note in self.notes)
-        return "\n\n".join(filter(None, (_markdown(self.caption), body, notes))) + "\n"
+        return "\n\n".join(filter(None, (_markdown(" ".join(self.caption)), body, notes))) + "\n"
 
     def csv(self) -> str:
         """One line a row and architecture, numbers only; what is unknown is empty."""
@@ -92,13 +92,14 @@ class Table:
         """
         safe = self.cells.map(_latex)
         safe.columns = [_latex(name) for name in self.cells.columns]
-        body = self._set(safe, "latex_raw")
+        caption = _latex(" ".join(self.caption))
+        body = self._headed(safe, "latex_raw")
         for rule in ("top", "mid", "bottom"):
             body = body.replace(r"\hline", rf"\{rule}rule", 1)
         lines = [
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{_latex(self.caption)}}}",
+            rf"\caption{{{caption}}}",
             rf"\label{{tab:{label or self.name}}}",
             body,
             *(rf"\par\footnotesize {_latex(note)}" for note in self.notes),
@@ -109,31 +110,35 @@ class Table:
     def _blocks(self) -> list[pd.DataFrame]:
         """The whole table, or, where that is too wide, evenly cut groups of its columns."""
         pairs = max((self.cells.shape[1] - self.lead) // self.step, 1)
-        for count in range(1, pairs + 1):
+        for count in range(1, pairs):
             blocks = [self._block(part) for part in _cut(range(pairs), count)]
             if max(map(self._width, blocks)) <= TERMINAL_WIDTH:
                 return blocks
-        return blocks
+        return [self._block(part) for part in _cut(range(pairs), pairs)]
 
     def _block(self, pairs: range) -> pd.DataFrame:
         first, last = (self.lead + self.step * i for i in (pairs.start, pairs.stop))
         return self.cells.iloc[:, [*range(self.lead), *range(first, last)]]
 
     def _width(self, block: pd.DataFrame) -> int:
-        return max(map(len, self._set(block, "simple").splitlines()))
+        return max(map(len, self._plain(block).splitlines()))
 
-    def _set(self, cells: pd.DataFrame, style: str) -> str:
+    def _plain(self, cells: pd.DataFrame) -> str:
+        """A table for the terminal, its headings set as a row: tabulate pads real ones."""
+        headed = [list(cells.columns), *cells.to_numpy().tolist()]
+        rule, heads, *lines, _ = self._set(headed, "simple", [])
+        return "\n".join([heads, rule, *lines])
+
+    def _headed(self, cells: pd.DataFrame, style: str) -> str:
+        return "\n".join(self._set(cells.to_numpy().tolist(), style, list(cells.columns)))
+
+    def _set(self, lines: list[list[str]], style: str, heads: list[str]) -> list[str]:
         from tabulate import tabulate
 
-        sides = ["left"] * self.lead + ["right"] * (cells.shape[1] - self.lead)
-        body = tabulate(
-            cells.to_numpy().tolist(),
-            headers=list(cells.columns),
-            tablefmt=style,
-            disable_numparse=True,
-            colalign=sides if len(cells) else None,
-        )
-        return "\n".join(line.rstrip() for line in body.splitlines())
+        columns = max(map(len, lines), default=0)
+        sides = ["left"] * self.lead + ["right"] * (columns - self.lead)
+        body = tabulate(lines, headers=heads, tablefmt=style, disable_numparse=True, colalign=sides)
+        return [line.rstrip() for line in body.splitlines()]
 
 
 def all_tables(summary: Summary) -> list[Table]:
@@ -156,11 +161,11 @@ def main_table(summary: Summary) -> Table:
         lines.append(line)
     caption = (
         f"Clean test accuracy after the last epoch in percent, {_over_seeds(usual)}; drop against "
-        f"{CONTROL} in percentage points, paired by seed. {scale(summary)}"
+        f"{CONTROL} in percentage points, paired by seed."
     )
     return Table(
         name="main",
-        caption=caption,
+        caption=(caption, *scale(summary)),
         cells=_frame([*_row_heads(summary), "budget", *heads], lines),
         lead=len(_row_heads(summary)) + 1,
         step=2,
@@ -201,12 +206,12 @@ def details_table(summary: Summary) -> Table:
     caption = (
         f"Behind the accuracies: train accuracy after the last epoch and peak test accuracy in "
         f"percent, {_over_seeds(usual)}; number n of victims; images through a gradient while "
-        f"crafting; seconds of training a victim. {scale(summary)}"
+        "crafting; seconds of training a victim."
     )
     notes = [PEAK_NOTE, *_low_note(lines), *_failures(summary)]
     return Table(
         name="details",
-        caption=caption,
+        caption=(caption, *scale(summary)),
         cells=_frame(heads, lines),
         lead=len(_row_heads(summary)) + 1,
         step=len(heads) - len(_row_heads(summary)) - 1,
@@ -236,11 +241,11 @@ def audit_table(summary: Summary) -> Table:
     caption = (
         "Released images against clean ones after rounding to 8 bits: the largest norm of any "
         "image (l2 in units of [0, 1], l0 in pixels), the share of components changed, and the "
-        f"numbers of NaN values and of images of one colour. {scale(summary)}"
+        "numbers of NaN values and of images of one colour."
     )
     return Table(
         name="audit",
-        caption=caption,
+        caption=(caption, *scale(summary)),
         cells=_frame(heads, lines),
         lead=2,
         step=len(heads) - 2,
@@ -252,30 +257,44 @@ def audit_table(summary: Summary) -> Table:
 # Captions and notes.
 
 
-def scale(summary: Summary) -> str:
-    """The scale of a context in a sentence or, below the paper's, in two."""
+def scale(summary: Summary) -> list[str]:
+    """The scale of a context in a sentence, and a second one where it is below the paper's."""
     context, settings = summary.context, summary.context.settings
-    tests = sorted({record["test_images"] for record in summary.records})
     widths = sorted({column.width for column in summary.columns}, reverse=True)
     parts = [
-        f"{context.dataset}: {context.train_images} training and "
-        f"{' or '.join(map(str, tests))} test images",
-        f"recipe {context.recipe_label}, {settings.get('epochs', '?')} epochs",
+        f"{context.dataset}, {context.train_images} training and {_tests(summary)} test images",
+        f"recipe {context.recipe_label}, {_epochs(settings.get('epochs'))}",
         f"width {', '.join(map(width_text, widths))}",
         context.precision,
         f"crafting seed {context.craft_seed}",
+        *([f"poison ratio {context.poison_ratio:g}"] if context.poison_ratio != 1 else []),
+        *([f"{context.holdout} images held out"] if context.holdout else []),
+        *_only_defense(summary),
+        *_common_epsilon(summary),
+        f"chance {100 * chance(summary):.3g} %",
     ]
-    if context.poison_ratio != 1:
-        parts.append(f"poison ratio {context.poison_ratio:g}")
-    if context.holdout:
-        parts.append(f"{context.holdout} images held out")
-    if len(summary.defenses) == 1:
-        name, label = summary.defenses[0]
-        parts.append("no defense" if name == "none" else f"defense {label}")
-    parts += _common_epsilon(summary)
-    parts += [f"chance {100 / classes:.3g} %"] if (classes := _classes(summary)) else []
-    sentence = "; ".join(parts) + "."
-    return f"{sentence} {SMALL_SCALE}" if is_small(summary) else sentence
+    return ["; ".join(parts) + ".", *([SMALL_SCALE] if is_small(summary) else [])]
+
+
+def chance(summary: Summary) -> float:
+    """Accuracy of guessing."""
+    return 1 / max(len(record["classes"]) for record in summary.records)
+
+
+def _epochs(count: int | None) -> str:
+    return "1 epoch" if count == 1 else f"{'?' if count is None else count} epochs"
+
+
+def _tests(summary: Summary) -> str:
+    return " or ".join(map(str, sorted({record["test_images"] for record in summary.records})))
+
+
+def _only_defense(summary: Summary) -> list[str]:
+    """The defense, where it has no column of its own."""
+    (name, label), *others = summary.defenses
+    if others:
+        return []
+    return ["no defense" if name == "none" else f"defense {label}"]
 
 
 def is_small(summary: Summary) -> bool:
@@ -289,15 +308,11 @@ def is_small(summary: Summary) -> bool:
     )
 
 
-def _classes(summary: Summary) -> int:
-    return max(len(record["classes"]) for record in summary.records)
-
-
 def _common_epsilon(summary: Summary) -> list[str]:
     """The radius of all l-inf methods, if they share one; radii of 0 belong to controls."""
     rows = [row for row in summary.rows if row.method != CONTROL and row.norm == "linf"]
     budgets = {row.budget for row in rows if row.epsilon}
-    return [f"l-inf methods keep {budgets.pop().split()[-1]}"] if len(budgets) == 1 else []
+    return [f"l∞ methods keep {budgets.pop().split()[-1]}"] if len(budgets) == 1 else []
 
 
 def _usual_seeds(summary: Summary) -> int:
@@ -307,20 +322,22 @@ def _usual_seeds(summary: Summary) -> int:
 
 def _over_seeds(usual: int) -> str:
     if usual == 1:
-        return "one victim seed"
+        return "1 victim seed"
     return f"mean ± sample standard deviation over {usual} victim seeds"
 
 
 def _main_notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
     yield from _low_note(lines)
     if any(PARTIAL in cell for line in lines for cell in line):
-        yield f"{PARTIAL}: some victims failed; the figure is of the other n."
+        yield f"{PARTIAL}: some victims failed; the mean is over the other n."
     yield from _failures(summary)
     if any(MISSING in line for line in lines):
         yield f"{MISSING}: not run, or nothing to compare with."
     yield from _deviations(summary)
     if summary.superseded:
-        yield f"{summary.superseded} older records of the same cells are left out."
+        one = summary.superseded == 1
+        count = "1 older record" if one else f"{summary.superseded} older records"
+        yield f"{count} of the same cells {'is' if one else 'are'} left out."
 
 
 def _low_note(lines: list[list[str]]) -> list[str]:
@@ -331,9 +348,10 @@ def _failures(summary: Summary) -> Iterator[str]:
     """Failed cells by the last line of their traceback."""
     cells: dict[str, list[str]] = defaultdict(list)
     for row, column in _cells(summary):
+        *defense, method = _row_names(summary, row)
+        place = " ".join([method, "on", str(column), *(f"under {name}" for name in defense)])
         for record in summary.group(row, column).failed:
-            name = ", ".join([*_row_names(summary, row), str(column), f"seed {record['seed']}"])
-            cells[last_line(record["error"])].append(name)
+            cells[last_line(record["error"])].append(f"{place}, seed {record['seed']}")
     for error, names in cells.items():
         yield f"failed: {'; '.join(names)}: {error}"
 

@@ -112,6 +112,11 @@ class Training:
         """Epochs done."""
         return self._epoch
 
+    @property
+    def images(self) -> int:
+        """Training images an epoch."""
+        return len(self._released)
+
     def run_epoch(self, advance: Callable[[int], None] = lambda images: None) -> dict[str, Any]:
         """Train for one epoch.
 

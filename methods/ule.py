@@ -163,12 +163,12 @@ class Alternation:
         epsilon = self._method.epsilon
         size = self._method.step_ratio * epsilon
         for _ in range(steps):
-            x = (clean + noise).clamp(0, 1) if steps > 1 else clean + noise
+            x = (clean + noise).clamp(0, 1)
             g = input_gradient(
                 lambda x: F.cross_entropy(model(x), labels, reduction="sum"), x
             )
-            # The clip to epsilon comes last and the valid range is not enforced again: the noise
-            # is what is stored, and the image is clipped when it is released.
+            # The clip to epsilon comes last: what is stored may leave [0, 1] with its image, which
+            # is clipped when it is looked at or released.
             noise = (x - size * g.sign() - clean).clamp(-epsilon, epsilon)
             self._job.spend(len(labels))
         return noise

@@ -36,6 +36,7 @@ def record(
         others: fields by name.
     """
     failed = error is not None
+    epsilon = None if method == "clean" else epsilon
     peak = test if peak is None else peak
     line = [
         {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "train_acc": train / 2, "test_acc": peak},

@@ -29,7 +29,7 @@ class DenseNet121(ScalableArch):
     block 4   4x4, 384     16 layers of 1x1 and 3x3
     pool      384          batch norm, ReLU, average
 
-    SEP, REM and CUDA's tables call growth 12 DenseNet-121; ULE, APBench and ISS use growth 32.
+    SEP's DenseNet-121 has growth 12; that of ULE, APBench and ISS has growth 32.
     """
 
     paper: ClassVar[str] = "Huang et al. 2017, Densely Connected Convolutional Networks"

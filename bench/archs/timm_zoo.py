@@ -49,9 +49,13 @@ class Timm(ZooArch):
 
 
 def _patch(image_size: tuple[int, int]) -> int:
-    """The largest patch of which eight or more fit exactly into the shorter side."""
-    side = min(image_size)
-    return next((patch for patch in range(side // 8, 1, -1) if side % patch == 0), 1)
+    """The largest square of which eight or more fit exactly into each side."""
+    fitting = (
+        patch
+        for patch in range(min(image_size) // 8, 1, -1)
+        if all(side % patch == 0 for side in image_size)
+    )
+    return next(fitting, 1)
 
 
 def _timm() -> ModuleType:

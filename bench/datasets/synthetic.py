@@ -60,16 +60,13 @@ class Synthetic(DatasetSource):
         patterns -= patterns.mean(dim=(1, 2, 3), keepdim=True)
         patterns *= 0.2 / patterns.std(dim=(1, 2, 3), keepdim=True)
 
-        train, test = self._draw(patterns, self.train, "train"), self._draw(
-            patterns, self.test, "test"
-        )
-        mean, std = channel_statistics(train)
+        train = self._draw(patterns, self.train, "train")
+        test = self._draw(patterns, self.test, "test")
         names = tuple(f"pattern {index}" for index in range(self.classes))
+        about = (names, self.name, *channel_statistics(train))
         return Splits(
-            *(
-                ImageDataset(images, self._labels(len(images)), names, self.name, mean, std)
-                for images in (train, test)
-            )
+            ImageDataset(train, self._labels(self.train), *about),
+            ImageDataset(test, self._labels(self.test), *about),
         )
 
     def _labels(self, count: int) -> Tensor:

@@ -1,0 +1,124 @@
+"""What can be said of a component: settings, paper, budget, cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+import typing
+from typing import Any
+
+from bench.budget import fraction
+from bench.component import Component, Spec, build, defaults
+from bench.errors import UsageError
+from bench.registry import METHODS, RECIPES, REGISTRIES, Registry
+
+
+def find(name: str) -> tuple[Registry, str]:
+    """The registry that knows a name.
+
+    Raises:
+        UsageError: if none or several do; `method:sep` says which.
+    """
+    kind, colon, rest = name.partition(":")
+    among = [r for r in REGISTRIES if not colon or r.kind == kind]
+    found = [registry for registry in among if (rest if colon else name) in registry.entries]
+    if len(found) == 1:
+        return found[0], rest if colon else name
+    if found:
+        ways = " or ".join(f"{registry.kind}:{name}" for registry in found)
+        raise UsageError(f"'{name}' is more than one thing; write {ways}")
+    known = [entry for registry in REGISTRIES for entry in registry.entries]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UsageError(f"nothing is called '{name}'; {hint}--list shows everything")
+
+
+def description(registry: Registry, name: str) -> dict[str, Any]:
+    """All facts about a component, fit for JSON."""
+    cls: type[Component] = registry.get(name)
+    entry = registry.entry(name)
+    hints = typing.get_type_hints(cls)
+    settings = []
+    for item in dataclasses.fields(cls):
+        row: dict[str, Any] = {
+            "name": item.name,
+            "type": _type_text(hints[item.name]),
+            "default": _text(defaults(cls).get(item.name, "required"), item.name),
+            "meaning": item.metadata.get("help", ""),
+        }
+        for scale, preset in cls.presets.items():
+            if item.name in preset:
+                row[scale] = _text(preset[item.name], item.name)
+        settings.append(row)
+    facts: dict[str, Any] = {
+        "kind": registry.kind,
+        "name": name,
+        "version": cls.version,
+        "summary": entry.summary,
+        "defined": entry.origin,
+        "paper": cls.paper,
+        "about": inspect.cleandoc(cls.__doc__ or "").partition("\n")[2].strip(),
+        "settings": settings,
+    }
+    if registry is METHODS and entry.argument is None:
+        facts |= _method_facts(name)
+    return facts
+
+
+def _method_facts(name: str) -> dict[str, Any]:
+    """Budget, and input gradients an image, at the paper's settings and at each preset."""
+    facts: dict[str, Any] = {"cost": {}}
+    for recipe in RECIPES.entries:
+        scale = RECIPES.get(recipe).scale
+        method = build(METHODS, Spec(name), scale)
+        facts["budget"] = str(method.budget)
+        gradients = method.gradient_images(10_000) / 10_000
+        surrogates = method.surrogates(build(RECIPES, Spec(recipe)))
+        facts["cost"][recipe] = {
+            "gradients_per_image": round(gradients, 1),
+            "surrogate_epochs": sum(s.epochs[-1] for s in surrogates),
+        }
+    return facts
+
+
+def text_of(facts: dict[str, Any]) -> str:
+    """A description for people."""
+    lines = [f"{facts['name']} ({facts['kind']}, {facts['defined']})", facts["summary"]]
+    if facts["about"]:
+        lines += ["", facts["about"]]
+    if facts["paper"]:
+        lines += ["", f"paper     {facts['paper']}"]
+    if "budget" in facts:
+        lines.append(f"budget    {facts['budget']}")
+        costs = [
+            f"{recipe}: {cost['gradients_per_image']:g} gradients an image after "
+            f"{cost['surrogate_epochs']} epochs of surrogate training"
+            for recipe, cost in facts["cost"].items()
+        ]
+        lines += [f"{'cost' if i == 0 else '':9} {cost}" for i, cost in enumerate(costs)]
+    if facts["settings"]:
+        lines += ["", "settings"]
+    for row in facts["settings"]:
+        shorter = ", ".join(f"{row[s]} under {s}" for s in ("quick", "standard") if s in row)
+        default = row["default"] + (f" ({shorter})" if shorter else "")
+        lines.append(f"  {row['name']} = {default}")
+        lines.append(f"      {row['type']}: {row['meaning']}")
+    return "\n".join(lines)
+
+
+def _type_text(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint)).replace("typing.", "")
+
+
+def _text(value: Any, name: str) -> str:
+    if isinstance(value, float) and math.isfinite(value):
+        return fraction(value) if name in ("epsilon", "step_size") else f"{value:g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return "none" if value is None else str(value)

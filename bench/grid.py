@@ -1,0 +1,354 @@
+"""From what was asked for to cells, each with all that decides its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.component import Component, Spec, build, canonical, parse, parse_one
+from bench.data import DatasetSource, ImageDataset, Splits, balanced_rows
+from bench.defense import Defense
+from bench.device import choose_device, choose_precision
+from bench.errors import UsageError
+from bench.method import Method, Surrogate
+from bench.network import Arch, Precision
+from bench.recipe import Recipe
+from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES, Registry
+from bench.store import key_of
+
+SCHEMA = 1
+"""Part of every identity; raise it when the meaning of an identity changes."""
+CONTROL = "clean"
+"""The method that every grid contains."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to run, as typed; every combination of methods, defenses, architectures and seeds.
+
+    Attributes:
+        methods: for instance "sep,advpoison", "all", "sep*", "sep:steps=15,noise".
+        archs: likewise.
+        defenses: likewise.
+        dataset: one data set.
+        recipe: one recipe.
+        epsilon: radius for l-inf methods, in units of [0, 1]; None leaves each method's own.
+        seeds: of the victims.
+        craft_seed: of everything a protector draws.
+        poison_ratio: share of the training images that is protected.
+        holdout: released images kept from training and evaluated after every epoch.
+        precision: `auto`, `fp32`, `tf32` or `bf16`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; it decides nothing but `auto` precision.
+    """
+
+    methods: str = "sep,advpoison"
+    archs: str = "rn18,vgg16"
+    defenses: str = "none"
+    dataset: str = "cifar10"
+    recipe: str = "quick"
+    epsilon: float | None = None
+    seeds: tuple[int, ...] = (0,)
+    craft_seed: int = 0
+    poison_ratio: float = 1.0
+    holdout: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise UsageError("no seeds given; write --seeds 0 or --seeds 0,1,2")
+        if not 0 <= self.poison_ratio <= 1:
+            raise UsageError(f"poison ratio {self.poison_ratio:g} must lie between 0 and 1")
+        if self.holdout < 0:
+            raise UsageError(f"holdout {self.holdout} must not be negative")
+        if self.epsilon is not None and not 0 <= self.epsilon <= 1:
+            raise UsageError(
+                f"epsilon {self.epsilon:g} must lie between 0 and 1; write 8/255 for 8 grey levels"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a grid: the recipe's part of the training split, and the test split.
+
+    Attributes:
+        rows: (n,) int64, where the training images stand in the whole split.
+        train: clean training images.
+        test: clean test images; no method ever sees them.
+        label: the data set as typed.
+    """
+
+    rows: Tensor
+    train: ImageDataset
+    test: ImageDataset
+    label: str
+
+    @classmethod
+    def cut(cls, splits: Splits, recipe: Recipe, label: str) -> TrainingData:
+        """The class-balanced part of the training split that a recipe trains on."""
+        rows = balanced_rows(splits.train.labels, recipe.train_images)
+        whole = len(rows) == len(splits.train)
+        train = splits.train if whole else splits.train.subset(rows)
+        return cls(rows, train, splits.test, label)
+
+    @cached_property
+    def curve_test(self) -> dict[int | None, ImageDataset]:
+        """Test subsets already cut, by size."""
+        return {}
+
+    def test_for_curve(self, count: int | None) -> ImageDataset:
+        """The class-balanced part of the test split that curve points are taken on."""
+        if count not in self.curve_test:
+            rows = balanced_rows(self.test.labels, count)
+            whole = len(rows) == len(self.test)
+            self.curve_test[count] = self.test if whole else self.test.subset(rows)
+        return self.curve_test[count]
+
+
+@dataclass(frozen=True)
+class SurrogateJob:
+    """One surrogate training."""
+
+    surrogate: Surrogate
+    arch: Arch
+    recipe: Recipe
+    seed: int
+    precision: Precision
+    train_digest: str
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides its weights; which checkpoints are kept does not."""
+        return {
+            "schema": SCHEMA,
+            "kind": "surrogate",
+            "train": self.train_digest,
+            "arch": self.arch.identity(),
+            "recipe": self.recipe.identity(),
+            "precision": self.precision,
+            "seed": self.seed,
+            "index": self.surrogate.index,
+        }
+
+    @property
+    def slug(self) -> str:
+        """A label for people."""
+        return f"{self.arch.title}-{self.recipe.name or 'own'}"
+
+
+@dataclass(frozen=True)
+class CraftJob:
+    """One crafted set."""
+
+    method: Method
+    surrogates: tuple[SurrogateJob, ...]
+    poison_ratio: float
+    seed: int
+    precision: Precision
+    train_digest: str
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides its bytes."""
+        return {
+            "schema": SCHEMA,
+            "kind": "crafted",
+            "train": self.train_digest,
+            "method": self.method.identity(),
+            "surrogates": [
+                {**job.identity, "epochs": list(job.surrogate.epochs)} for job in self.surrogates
+            ],
+            "poison_ratio": self.poison_ratio,
+            "seed": self.seed,
+            "precision": self.precision,
+        }
+
+    @property
+    def slug(self) -> str:
+        """A label for people."""
+        return slugify(self.method.title)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One victim training: the unit of the grid, of the records and of the tables."""
+
+    crafting: CraftJob
+    defense: Defense
+    arch: Arch
+    recipe: Recipe
+    precision: Precision
+    holdout: int
+    seed: int
+    test_digest: str
+    labels: Mapping[str, str] = field(hash=False)
+    """How tables call `method`, `defense`, `arch`, `recipe` and `dataset`."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides its numbers."""
+        return {
+            "schema": SCHEMA,
+            "kind": "cell",
+            "crafted": self.crafting.identity,
+            "test": self.test_digest,
+            "defense": self.defense.identity(),
+            "arch": self.arch.identity(),
+            "recipe": self.recipe.identity(),
+            "precision": self.precision,
+            "holdout": self.holdout,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the identity."""
+        return key_of(self.identity)
+
+    @property
+    def slug(self) -> str:
+        """A label for people: the front of the record's file name."""
+        names = [self.crafting.method.title, self.arch.title, self.defense.title, self.recipe.name]
+        return slugify("-".join([*names, f"s{self.seed}"]))
+
+    @property
+    def title(self) -> str:
+        """The cell in progress lines."""
+        defense = "" if self.defense.name == "none" else f" + {self.labels['defense']}"
+        return f"{self.labels['method']}{defense} × {self.labels['arch']}, seed {self.seed}"
+
+
+class Expansion:
+    """A grid with its names resolved; no images are needed yet.
+
+    Raises:
+        UsageError: in one line, for anything that cannot be run as asked.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.device = choose_device(grid.device)
+        self.recipe: Recipe = build(RECIPES, parse_one(grid.recipe, RECIPES))
+        self.recipe_label = canonical(self.recipe, RECIPES)
+        self.precision = choose_precision(grid.precision, self.recipe.precision, self.device)
+        self.source: DatasetSource = build(DATASETS, parse_one(grid.dataset, DATASETS))
+        self.archs = self._components(grid.archs, ARCHS, self._arch)
+        self.defenses = self._components(grid.defenses, DEFENSES, self._defense)
+        self.methods = self._components(f"{CONTROL},{grid.methods}", METHODS, self._method)
+        parse(grid.methods, METHODS)  # the control alone must not hide an empty list
+        if grid.epsilon is not None and not any(_takes_epsilon(m) for _, m in self.methods):
+            names = ", ".join(label for label, _ in self.methods)
+            raise UsageError(f"--epsilon is given, but none of {names} has an l∞ budget")
+
+    def cells(self, data: TrainingData) -> list[Cell]:
+        """Every cell, the control first."""
+        if self.grid.holdout >= len(data.train):
+            raise UsageError(
+                f"holdout {self.grid.holdout} leaves nothing of {len(data.train)} training images"
+            )
+        cells = []
+        for method_label, method in self.methods:
+            crafting = self._crafting(method, data.train.digest)
+            for defense_label, defense in self.defenses:
+                for arch_label, arch in self.archs:
+                    labels = {
+                        "method": method_label,
+                        "defense": defense_label,
+                        "arch": arch_label,
+                        "recipe": self.recipe_label,
+                        "dataset": data.label,
+                    }
+                    cells += [
+                        Cell(
+                            crafting,
+                            defense,
+                            arch,
+                            self.recipe,
+                            self.precision,
+                            self.grid.holdout,
+                            seed,
+                            data.test.digest,
+                            labels,
+                        )
+                        for seed in dict.fromkeys(self.grid.seeds)
+                    ]
+        return cells
+
+    def _crafting(self, method: Method, train_digest: str) -> CraftJob:
+        grid = self.grid
+        jobs = tuple(
+            SurrogateJob(
+                surrogate,
+                build(ARCHS, parse_one(surrogate.arch, ARCHS)),
+                surrogate.recipe or self.recipe,
+                grid.craft_seed,
+                self.precision,
+                train_digest,
+            )
+            for surrogate in method.surrogates(self.recipe)
+        )
+        return CraftJob(
+            method, jobs, grid.poison_ratio, grid.craft_seed, self.precision, train_digest
+        )
+
+    def _components(self, text: str, registry: Registry, make: Any) -> list[tuple[str, Any]]:
+        """Labels and components of a list, each once."""
+        made: dict[str, tuple[str, Any]] = {}
+        for spec in parse(text, registry):
+            component = make(spec)
+            plain = make(Spec(spec.name, spec.argument))
+            made.setdefault(key_of(component.identity()), (_label(component, plain), component))
+        return list(made.values())
+
+    def _arch(self, spec: Spec) -> Arch:
+        return build(ARCHS, spec, self.recipe.scale, {"width": self.recipe.width})
+
+    def _defense(self, spec: Spec) -> Defense:
+        return build(DEFENSES, spec, self.recipe.scale)
+
+    def _method(self, spec: Spec) -> Method:
+        given = {}
+        if self.grid.epsilon is not None and METHODS.get(spec.name).norm == "linf":
+            given["epsilon"] = self.grid.epsilon
+        method = build(METHODS, spec, self.recipe.scale, given)
+        surrogate = getattr(method, "surrogate", None)
+        if surrogate is not None:
+            # The recipe's width becomes part of the setting, so that the identity says it all.
+            arch = self._arch(parse_one(surrogate, ARCHS))
+            method = dataclasses.replace(method, surrogate=canonical(arch, ARCHS))
+        return method
+
+
+def _takes_epsilon(method: Method) -> bool:
+    return method.norm == "linf" and hasattr(method, "epsilon")
+
+
+def _label(component: Component, plain: Component) -> str:
+    """The title, with the settings that differ from those of the bare name."""
+    usual = plain.settings()
+    changed = {k: v for k, v in component.settings().items() if usual.get(k) != v}
+    text = ",".join(f"{key}={_short(value)}" for key, value in changed.items())
+    return f"{component.title}:{text}" if text else component.title
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def slugify(text: str) -> str:
+    """Only characters that every file system takes."""
+    return "".join(c if c.isalnum() or c in "-.x" else "-" for c in text).strip("-.") or "x"
+
+
+def held_out(count: int, holdout: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows held out, both sorted."""
+    from bench.seeding import stream
+
+    order = torch.randperm(count, generator=stream(seed, "holdout"))
+    return order[holdout:].sort().values, order[:holdout].sort().values

@@ -1,0 +1,220 @@
+"""What has to be done for a grid, in which order, and what is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from bench import record
+from bench.component import build, parse_one
+from bench.errors import UsageError
+from bench.grid import Cell, CraftJob, SurrogateJob, TrainingData
+from bench.method import Method
+from bench.network import Arch
+from bench.registry import ARCHS
+from bench.store import Artifact, Store, key_of
+
+Job = SurrogateJob | CraftJob | Cell
+PASSES_PER_TRAINING_STEP = 3
+"""Forward, and backward to weights and to activations, in forward passes."""
+PASSES_PER_GRADIENT = 2
+"""Forward, and backward to the images alone."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to make: a surrogate training, a crafted set, or a victim's record.
+
+    Attributes:
+        key: of its identity.
+        kind: `surrogate`, `craft` or `victim`.
+        title: for progress lines.
+        job: what to make.
+        flop: estimated work.
+        bytes: estimated size in the store, once finished.
+        needs: keys of tasks that come first.
+        epochs: for a surrogate, the checkpoints that anybody asks for.
+    """
+
+    key: str
+    kind: str
+    title: str
+    job: Job
+    flop: float
+    bytes: float
+    needs: frozenset[str]
+    epochs: tuple[int, ...] = ()
+
+
+@dataclass
+class Plan:
+    """The tasks of a grid that are still to be done.
+
+    Attributes:
+        cells: all cells of the grid.
+        recorded: keys of the cells that have a record already.
+        tasks: the rest, and what they need, each after what it needs.
+        cached: titles of crafted sets and surrogates that are in the store already.
+        notes: lines worth telling, such as damaged files that will be made again.
+    """
+
+    cells: list[Cell]
+    recorded: set[str] = field(default_factory=set)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    cached: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def flop(self) -> float:
+        """Work of all tasks."""
+        return sum(task.flop for task in self.tasks.values())
+
+    def urgency(self) -> dict[str, float]:
+        """For each task, the work of the longest chain that begins with it."""
+        chain: dict[str, float] = {}
+        for key, task in reversed(self.tasks.items()):
+            after = [chain[k] for k, other in self.tasks.items() if key in other.needs]
+            chain[key] = task.flop + max(after, default=0.0)
+        return chain
+
+
+def make_plan(cells: Iterable[Cell], data: TrainingData, store: Store, results: Path) -> Plan:
+    """Compare a grid with the records and the store."""
+    plan = Plan(list(cells))
+    planner = _Planner(plan, data, store)
+    for cell in plan.cells:
+        if _is_recorded(cell, results, plan.notes):
+            plan.recorded.add(cell.key)
+        else:
+            planner.add_cell(cell)
+    # Surrogates first, then crafted sets, then victims: each after what it needs.
+    order = {"surrogate": 0, "craft": 1, "victim": 2}
+    plan.tasks = dict(sorted(planner.tasks.items(), key=lambda item: order[item[1].kind]))
+    return plan
+
+
+class _Planner:
+    def __init__(self, plan: Plan, data: TrainingData, store: Store) -> None:
+        self.tasks: dict[str, Task] = {}
+        self._plan, self._data, self._store = plan, data, store
+        self._flop = FlopTable(data)
+        self._seen: dict[str, bool] = {}
+
+    def add_cell(self, cell: Cell) -> None:
+        """A victim, and what it needs."""
+        recipe, data = cell.recipe, self._data
+        crafted = key_of(cell.crafting.identity)
+        needs = frozenset({crafted}) if self._craft(cell.crafting) else frozenset[str]()
+        forward = self._flop(cell.arch)
+        images = (len(data.train) - cell.holdout) * recipe.epochs
+        curve = min(recipe.curve_images or len(data.test), len(data.test)) + cell.holdout
+        tested = curve * (recipe.epochs - 1) + len(data.test) + cell.holdout
+        work = forward * (PASSES_PER_TRAINING_STEP * images * cell.defense.cost() + tested)
+        self.tasks[cell.key] = Task(cell.key, "victim", cell.title, cell, work, 0, needs)
+
+    def _craft(self, job: CraftJob) -> bool:
+        """Plan a crafted set; returns whether it is still to be made."""
+        key = key_of(job.identity)
+        if key in self._seen:
+            return self._seen[key]
+        title = f"craft {job.method.title}"
+        missing = not self._have(artifact_of(self._store, job), title)
+        self._seen[key] = missing
+        if missing:
+            needs = frozenset(k for s in job.surrogates if (k := self._surrogate(s)))
+            images = round(len(self._data.train) * job.poison_ratio)
+            work = job.method.gradient_images(images) * self._flop.of_gradient(job.method)
+            size = self._data.train.images.numel()
+            self.tasks[key] = Task(key, "craft", title, job, work, size, needs)
+        return missing
+
+    def _surrogate(self, job: SurrogateJob) -> str | None:
+        """Plan a surrogate training; returns its key if it is still to be made."""
+        key = key_of(job.identity)
+        known = self.tasks.get(key)
+        wanted = set(job.surrogate.epochs) | set(known.epochs if known else ())
+        artifact = artifact_of(self._store, job)
+        title = f"surrogate {job.arch.title}"
+        have = set((artifact.manifest() or {"facts": {"epochs": []}})["facts"]["epochs"])
+        if known is None and wanted <= have:
+            self._have(artifact, title)
+            return None
+        epochs = tuple(sorted(wanted | have))
+        forward = self._flop(job.arch)
+        work = forward * PASSES_PER_TRAINING_STEP * len(self._data.train) * epochs[-1]
+        size = 4.0 * self._flop.parameters(job.arch) * len(epochs)
+        self.tasks[key] = Task(key, "surrogate", title, job, work, size, frozenset(), epochs)
+        return key
+
+    def _have(self, artifact: Artifact, title: str) -> bool:
+        if artifact.damaged():
+            self._plan.notes.append(f"{artifact.folder} is damaged and will be made again")
+        if artifact.manifest() is None:
+            return False
+        if title not in self._plan.cached:
+            self._plan.cached.append(title)
+        return True
+
+
+class FlopTable:
+    """Forward passes of one image in floating point operations, counted once a network."""
+
+    def __init__(self, data: TrainingData) -> None:
+        self._data = data
+        self._known: dict[str, tuple[float, float]] = {}
+
+    def __call__(self, arch: Arch) -> float:
+        """Operations of one image's forward pass."""
+        return self._measure(arch)[0]
+
+    def of_gradient(self, method: Method) -> float:
+        """Operations of one image's input gradient through a method's surrogate, if it has one."""
+        surrogate = getattr(method, "surrogate", None)
+        if surrogate is None:
+            return 0.0
+        return PASSES_PER_GRADIENT * self(build(ARCHS, parse_one(surrogate, ARCHS)))
+
+    def parameters(self, arch: Arch) -> float:
+        """Number of weights."""
+        return self._measure(arch)[1]
+
+    def _measure(self, arch: Arch) -> tuple[float, float]:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        key = key_of(arch.identity())
+        if key not in self._known:
+            train = self._data.train
+            network = arch.network(
+                len(train.classes), train.image_size, train.mean, train.std, torch.Generator()
+            ).eval()
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                network(torch.zeros(1, 3, *train.image_size))
+            count = sum(parameter.numel() for parameter in network.parameters())
+            self._known[key] = (float(counter.get_total_flops()), float(count))
+        return self._known[key]
+
+
+def artifact_of(store: Store, job: SurrogateJob | CraftJob) -> Artifact:
+    """Where a job's result lies in the store."""
+    kind = "crafted" if isinstance(job, CraftJob) else "surrogates"
+    return store.artifact(kind, job.slug, job.identity)
+
+
+def _is_recorded(cell: Cell, results: Path, notes: list[str]) -> bool:
+    file = record.find(results, cell.key)
+    if file is None:
+        return False
+    try:
+        found = record.read(file)
+    except UsageError:
+        notes.append(f"record {file} is damaged; the cell runs again")
+        file.unlink()
+        return False
+    if found["key"] != cell.key or key_of(found["identity"]) != cell.key:
+        raise UsageError(f"record {file} is not what its name says; move it away")
+    return found["status"] == "done"
+
+

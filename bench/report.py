@@ -1,0 +1,104 @@
+"""Everything that can be said of a results folder, made from its records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import record
+from bench.errors import UsageError
+from bench.files import write_text
+from bench.summary import Context, Summary, slugify, summarise
+from bench.tables import all_tables, details_table, join, main_table
+
+if TYPE_CHECKING:
+    from bench.plots import Style
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was reported.
+
+    Attributes:
+        text: accuracies and details of every context, for the terminal.
+        files: everything written, in order.
+    """
+
+    text: str
+    files: list[Path]
+
+
+def write_report(results_dir: str | Path, contexts: Collection[Context] | None = None) -> Report:
+    """Write tables and plots of a results folder into its `tables/` and `plots/`.
+
+    Args:
+        results_dir: the folder that holds `cells/`.
+        contexts: report only on these (`Context.of(record)`); on all by default.
+
+    Raises:
+        UsageError: if the folder holds no records, or one of its files is not a record.
+    """
+    from bench.plots import styles
+
+    folder = Path(results_dir)
+    records = list(record.read_all(folder))
+    if not records:
+        raise UsageError(f"{folder} holds no records to report on; run some cells first")
+    everything = summarise(records)
+    chosen = summarise(records, contexts)
+    # A method keeps its colour whichever contexts are asked for.
+    looks = styles(everything)
+    files = []
+    for summary in chosen:
+        files += _write_tables(folder / "tables", summary)
+        files += _write_plots(folder / "plots", summary, looks)
+    return Report(text="\n\n".join(_texts(chosen)), files=files)
+
+
+def _texts(summaries: list[Summary]) -> Iterator[str]:
+    """Each context's tables, under a heading if there are several contexts."""
+    for summary in summaries:
+        text = join([main_table(summary), details_table(summary)])
+        heading = summary.context.slug
+        several = len(summaries) > 1
+        yield f"{heading}\n{'=' * len(heading)}\n\n{text}" if several else text
+
+
+def _write_tables(folder: Path, summary: Summary) -> list[Path]:
+    files = []
+    for table in all_tables(summary):
+        name = f"{summary.context.slug}-{table.name}"
+        formats = {
+            "txt": table.text(),
+            "md": table.markdown(),
+            "csv": table.csv(),
+            "tex": table.latex(name),
+        }
+        for ending, text in formats.items():
+            files.append(folder / f"{name}.{ending}")
+            write_text(files[-1], text)
+    return files
+
+
+def _write_plots(folder: Path, summary: Summary, looks: Mapping[str, Style]) -> list[Path]:
+    from bench.plots import curve_figures, overview_figure, save_figure
+
+    files, taken = [], set()
+    for label, figure in curve_figures(summary, looks).items():
+        name = free_name(f"{summary.context.slug}-curves-{slugify(label)}", taken)
+        files += save_figure(figure, folder / name)
+    overview = overview_figure(summary, looks)
+    if overview is not None:
+        files += save_figure(overview, folder / f"{summary.context.slug}-final")
+    return files
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, numbered if another label was reduced to the same one; it is then taken."""
+    number = 1
+    while (free := name if number == 1 else f"{name}-{number}") in taken:
+        number += 1
+    taken.add(free)
+    return free

@@ -1,0 +1,154 @@
+"""Tensors and checkpoints by content of their recipe: made once, verified, shared, safe to delete.
+
+    store/surrogates/rn18-0a1b.../   epoch-002.pt ... manifest.json
+    store/crafted/sep-2c3d.../       released.npz manifest.json
+    store/victims/sep-rn18-4e5f.../  partial/training.pt, gone when the record is written
+
+A folder counts only once its manifest stands, which is written last and names the SHA-256 of
+every file. Whatever is damaged or foreign is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock
+
+from bench.errors import UsageError
+from bench.files import write_text, write_with
+
+Fill = Callable[[IO[bytes]], None]
+MANIFEST = "manifest.json"
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """SHA-256 of an identity in one canonical spelling."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of artifacts.
+
+    Attributes:
+        root: made when the first artifact is written.
+    """
+
+    root: Path
+
+    def artifact(self, kind: str, slug: str, identity: Mapping[str, Any]) -> Artifact:
+        """The artifact of this identity, whether it exists or not."""
+        return Artifact(self.root, kind, slug, identity)
+
+    def check_writable(self) -> None:
+        """Raise UsageError in one line if nothing can be written here."""
+        check_writable(self.root, "store", "--store")
+
+
+def check_writable(folder: Path, what: str, option: str) -> None:
+    """Raise UsageError unless files can be made in the folder, which is created if need be."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"{what} folder '{folder}' cannot be written ({error.strerror}); "
+            f"choose another with {option}"
+        ) from None
+
+
+class Artifact:
+    """One folder of the store.
+
+    Args:
+        root: of the store.
+        kind: its subfolder.
+        slug: a label for people.
+        identity: all that decides the content; its hash is the key.
+    """
+
+    def __init__(self, root: Path, kind: str, slug: str, identity: Mapping[str, Any]) -> None:
+        self.identity = dict(identity)
+        self.key = key_of(identity)
+        self._root, self._parent = root, root / kind
+        self._name = f"{slug}-{self.key[:16]}"
+        self._verified: dict[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies; a folder of the same key under another slug is taken as it is."""
+        known = sorted(self._parent.glob(f"*-{self.key[:16]}")) if self._parent.is_dir() else []
+        return known[0] if known else self._parent / self._name
+
+    @property
+    def partial(self) -> Path:
+        """A folder for unfinished work."""
+        return self.folder / "partial"
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while it is being made, so that two commands do not make it twice."""
+        folder = self._root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{self.key[:16]}.lock")
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What `publish` noted, after checking every file against it; None if anything is off."""
+        if self._verified is None:
+            self._verified = self._verify()
+        return self._verified
+
+    def damaged(self) -> bool:
+        """Whether it claims to be complete and is not."""
+        return (self.folder / MANIFEST).exists() and self.manifest() is None
+
+    def publish(self, files: Mapping[str, Fill], facts: Mapping[str, Any]) -> None:
+        """Write the files, then the manifest, then forget the partial work.
+
+        Args:
+            files: by name, functions that write into an open binary file.
+            facts: noted in the manifest, fit for JSON.
+        """
+        folder = self.folder
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for name, fill in files.items():
+            write_with(folder / name, fill)
+        hashes = {name: _sha256(folder / name) for name in files}
+        manifest = {
+            "key": self.key,
+            "identity": self.identity,
+            "files": hashes,
+            "facts": dict(facts),
+        }
+        write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        self._verified = manifest
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove it altogether."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._verified = None
+
+    def _verify(self) -> dict[str, Any] | None:
+        folder = self.folder
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            known = dict(manifest["files"])
+            whole = all(_sha256(folder / name) == digest for name, digest in known.items())
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return manifest if whole and manifest.get("key") == self.key else None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

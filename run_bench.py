@@ -1,0 +1,326 @@
+"""Cross protection methods with defenses and architectures; write records, tables and curves.
+
+    python run_bench.py --methods sep,advpoison --archs rn18,vgg16
+    python run_bench.py --list
+    python run_bench.py --describe sep
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.component import number
+from bench.errors import UsageError
+from bench.registry import REGISTRIES, load_plugin
+
+if TYPE_CHECKING:
+    from bench.runner import Outcome
+    from bench.session import Session
+
+FAILED, USAGE, UNFINISHED, INTERRUPTED = 1, 2, 3, 130
+"""Exit codes: a cell failed; asked for something impossible; the time limit; Ctrl-C."""
+
+DEFAULTS: dict[str, Any] = {
+    "methods": "sep,advpoison",
+    "archs": "rn18,vgg16",
+    "defenses": "none",
+    "dataset": "cifar10",
+    "recipe": "quick",
+    "epsilon": None,
+    "seeds": "0",
+    "craft_seed": 0,
+    "poison_ratio": 1.0,
+    "holdout": 0,
+    "precision": "auto",
+    "device": "auto",
+    "workers": None,
+    "time_limit": None,
+    "data_dir": "data",
+    "results_dir": "results/local",
+    "store": "store",
+}
+"""Of every option that a configuration file may set, too."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        return command(vars(parser().parse_args(arguments)))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    except ImportError as error:
+        print(
+            f"error: {error}; install the requirements with `pip install -e .`, and a torchvision "
+            "that belongs to the installed torch",
+            file=sys.stderr,
+        )
+        return USAGE
+
+
+def command(typed: dict[str, Any]) -> int:
+    """Do what the options say."""
+    for plugin in typed["plugin"]:
+        load_plugin(plugin)
+    if typed["list"]:
+        return show_list(typed["json"])
+    options = with_defaults(typed)
+    if typed["describe"]:
+        return show_description(typed["describe"], typed["json"])
+    if typed["report_only"]:
+        return show_report(Path(options["results_dir"]), None, typed["json"])
+    return run_grid(session_of(options, typed), options, typed)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options. None are converted here, so that a file may set them in the same words."""
+    made = argparse.ArgumentParser(
+        prog="run_bench.py",
+        description="Cross methods that make training images unlearnable with defenses and "
+        "architectures. What is recorded already is not run again; the clean control is always "
+        "in the grid.",
+        epilog="Settings follow a name: sep:checkpoints=5,surrogate=vgg16. `all` and globs such "
+        "as 'sep*' stand for several. Exit codes: 0 done, 1 a cell failed, 2 wrong request, "
+        "3 time limit reached.",
+    )
+    grid = made.add_argument_group("what to run")
+    add = grid.add_argument
+    add("--methods", metavar="LIST", help="protections (sep,advpoison)")
+    add("--archs", metavar="LIST", help="victim architectures (rn18,vgg16)")
+    add("--defenses", metavar="LIST", help="training-time defenses (none)")
+    add("--dataset", metavar="NAME", help="cifar10, cifar100, folder:PATH, ... (cifar10)")
+    add("--recipe", metavar="NAME", help="quick, standard or paper (quick)")
+    add("--epsilon", metavar="E", help="radius for l∞ methods, such as 8/255 (their own: 8/255)")
+    add("--seeds", metavar="LIST", help="victim seeds, such as 0,1,2 or 0-2 (0)")
+    add("--craft-seed", metavar="N", help="seed of everything the protector draws (0)")
+    add("--poison-ratio", metavar="R", help="share of the training images protected (1)")
+    add("--holdout", metavar="N", help="released images kept from training and evaluated (0)")
+    add("--config", metavar="FILE", help="TOML file that sets these options by their names")
+    how = made.add_argument_group("how to run it")
+    add = how.add_argument
+    add("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (auto)")
+    add("--precision", metavar="NAME", help="auto, fp32, tf32 or bf16 (auto: the recipe's)")
+    add("--workers", metavar="N", help="processes (one a core on a CPU, one on a GPU)")
+    add("--time-limit", metavar="T", help="stop at a checkpoint after 9m, 1h30m, 90s")
+    add("--data-dir", metavar="DIR", help="where data sets lie (data)")
+    add("--offline", action="store_true", help="never download")
+    add("--results-dir", metavar="DIR", help="where records, tables and plots go (results/local)")
+    add("--store", metavar="DIR", help="where tensors and checkpoints go (store)")
+    add("--plugin", metavar="FILE", action="append", default=[], help="file with more components")
+    what = made.add_argument_group("instead of running")
+    add = what.add_argument
+    add("--plan", action="store_true", help="show what would run, what is cached, time and disk")
+    add("--report-only", action="store_true", help="tables and plots from the records there are")
+    add("--list", action="store_true", help="every component with its summary")
+    add("--describe", metavar="NAME", help="settings, paper, budget and cost of a component")
+    add("--json", action="store_true", help="print JSON instead of text")
+    return made
+
+
+def with_defaults(typed: dict[str, Any]) -> dict[str, Any]:
+    """Options from the command line, else from the configuration file, else the defaults."""
+    options = dict(DEFAULTS)
+    if typed["config"]:
+        options |= read_config(Path(typed["config"]))
+    return options | {key: typed[key] for key in DEFAULTS if typed[key] is not None}
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Options from a TOML file; a list stands for a comma-separated text."""
+    import difflib
+    import tomllib
+
+    try:
+        with file.open("rb") as handle:
+            found = tomllib.load(handle)
+    except OSError as error:
+        raise UsageError(f"--config {file} cannot be read ({error.strerror})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--config {file} is not valid TOML: {error}") from None
+    options = {}
+    for name, value in found.items():
+        key = name.replace("-", "_")
+        if key not in DEFAULTS:
+            near = difflib.get_close_matches(key, DEFAULTS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ";"
+            raise UsageError(
+                f"--config {file} sets unknown '{name}'{hint} There are: {', '.join(DEFAULTS)}"
+            )
+        options[key] = ",".join(map(str, value)) if isinstance(value, list) else value
+    return options
+
+
+def session_of(options: dict[str, Any], typed: dict[str, Any]) -> Session:
+    """What the options ask for, every value checked."""
+    from bench.grid import Grid
+    from bench.session import Session
+
+    epsilon = options["epsilon"]
+    grid = Grid(
+        methods=str(options["methods"]),
+        archs=str(options["archs"]),
+        defenses=str(options["defenses"]),
+        dataset=str(options["dataset"]),
+        recipe=str(options["recipe"]),
+        epsilon=None if epsilon is None else _number("--epsilon", epsilon),
+        seeds=seeds(str(options["seeds"])),
+        craft_seed=_whole("--craft-seed", options["craft_seed"]),
+        poison_ratio=_number("--poison-ratio", options["poison_ratio"]),
+        holdout=_whole("--holdout", options["holdout"]),
+        precision=str(options["precision"]),
+        device=str(options["device"]),
+    )
+    limit = options["time_limit"]
+    return Session(
+        grid,
+        results=Path(options["results_dir"]).resolve(),
+        store=Path(options["store"]).resolve(),
+        data=Path(options["data_dir"]).resolve(),
+        download=not typed["offline"],
+        plugins=tuple(str(Path(plugin).resolve()) for plugin in typed["plugin"]),
+        deadline=None if limit is None else time.time() + seconds(str(limit)),
+    )
+
+
+def run_grid(session: Session, options: dict[str, Any], typed: dict[str, Any]) -> int:
+    """Run, or only plan, and report."""
+    workers = options["workers"]
+    workers = None if workers is None else _whole("--workers", workers)
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers} must be 1 or more")
+    if typed["plan"]:
+        return show_plan(session, workers, typed["json"])
+    from bench.runner import announcement, run_session, summary
+
+    print(announcement(session), file=sys.stderr)
+    outcome = run_session(session, workers, sys.stderr)
+    print(f"{summary(outcome)}, {core_seconds():.0f} core-seconds", file=sys.stderr)
+    show_report(session.results, outcome, typed["json"])
+    if outcome.failed:
+        for title, reason in outcome.failed.items():
+            print(f"failed: {title}: {reason}", file=sys.stderr)
+        return FAILED
+    return UNFINISHED if outcome.unfinished else 0
+
+
+def show_report(results: Path, outcome: Outcome | None, as_json: bool) -> int:
+    """Write tables and plots, and print the tables of the contexts that just ran."""
+    from bench import record
+    from bench.report import write_report
+    from bench.summary import Context
+
+    contexts = None
+    if outcome is not None:
+        keys = {cell.key for cell in outcome.cells}
+        found = [one for one in record.read_all(results) if one["key"] in keys]
+        if not found:
+            return 0
+        contexts = {Context.of(one) for one in found}
+    report = write_report(results, contexts)
+    if as_json:
+        records = [one for one in record.read_all(results)]
+        wanted = [one for one in records if contexts is None or Context.of(one) in contexts]
+        print(json.dumps(wanted, ensure_ascii=False))
+        return 0
+    print(f"\n{report.text}\n")
+    folders = sorted({str(_short(file.parent)) for file in report.files})
+    print(f"written: {len(report.files)} files in {' and '.join(folders)}", file=sys.stderr)
+    return 0
+
+
+def show_list(as_json: bool) -> int:
+    """Names and summaries, read from the files; nothing is imported."""
+    if as_json:
+        listed = {
+            registry.kind: {name: entry.summary for name, entry in registry.entries.items()}
+            for registry in REGISTRIES
+        }
+        print(json.dumps(listed, ensure_ascii=False, indent=1))
+        return 0
+    for registry in REGISTRIES:
+        print(f"{registry.kind}s")
+        for name, entry in registry.entries.items():
+            shown = f"{name}:{entry.argument.upper()}" if entry.argument else name
+            print(f"  {shown:22} {entry.summary}")
+        print()
+    return 0
+
+
+def show_description(name: str, as_json: bool) -> int:
+    """Everything about one component."""
+    from bench.describe import description, find, text_of
+
+    found = description(*find(name))
+    print(json.dumps(found, ensure_ascii=False, indent=1) if as_json else text_of(found))
+    return 0
+
+
+def show_plan(session: Session, workers: int | None, as_json: bool) -> int:
+    """What would run."""
+    from bench.estimate import plan_facts, text_of
+
+    facts = plan_facts(session, workers)
+    print(json.dumps(facts, ensure_ascii=False, indent=1) if as_json else text_of(facts))
+    return 0
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Seeds from "0,1,2" or "0-2"."""
+    found: list[int] = []
+    for piece in filter(None, (part.strip() for part in text.split(","))):
+        if match := re.fullmatch(r"(\d+)-(\d+)", piece):
+            found += range(int(match[1]), int(match[2]) + 1)
+        elif re.fullmatch(r"-?\d+", piece):
+            found.append(int(piece))
+        else:
+            raise UsageError(f"--seeds: '{piece}' is no seed; write 0,1,2 or 0-2")
+    return tuple(dict.fromkeys(found))
+
+
+def seconds(text: str) -> float:
+    """A duration from "9m", "1h30m", "90s" or plain seconds."""
+    units = {"h": 3600, "m": 60, "s": 1}
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", text):
+        raise UsageError(f"--time-limit: '{text}' is no duration; write 9m, 1h30m or 90s")
+    return sum(float(n) * units[u] for n, _, u in re.findall(r"(\d+(\.\d+)?)([hms])", text))
+
+
+def _number(option: str, value: Any) -> float:
+    try:
+        return number(str(value))
+    except ValueError as error:
+        raise UsageError(f"{option}: '{value}': {error}") from None
+
+
+def _whole(option: str, value: Any) -> int:
+    if not re.fullmatch(r"-?\d+", str(value)):
+        raise UsageError(f"{option}: '{value}' is not a whole number")
+    return int(value)
+
+
+def core_seconds() -> float:
+    """Processor time of this process and of its workers."""
+    parts = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(part.ru_utime + part.ru_stime for part in parts)
+
+
+def _short(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
