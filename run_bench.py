@@ -1,8 +1,8 @@
 """Cross protection methods with defenses and architectures; write records, tables and curves.
 
-    python run_bench.py --methods sep,advpoison --archs rn18,vgg16
-    python run_bench.py --list
-    python run_bench.py --describe sep
+python run_bench.py --methods sep,advpoison --archs rn18,vgg16
+python run_bench.py --list
+python run_bench.py --describe sep
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "precision": "auto",
     "device": "auto",
     "workers": None,
+    "threads": None,
     "time_limit": None,
     "data_dir": "data",
     "results_dir": "results/local",
@@ -112,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (auto)")
     add("--precision", metavar="NAME", help="auto, fp32, tf32 or bf16 (auto: the recipe's)")
     add("--workers", metavar="N", help="processes (one a core on a CPU, one on a GPU)")
+    add("--threads", metavar="N", help="threads a process (the cores shared out)")
     add("--time-limit", metavar="T", help="stop at a checkpoint after 9m, 1h30m, 90s")
     add("--data-dir", metavar="DIR", help="where data sets lie (data)")
     add("--offline", action="store_true", help="never download")
@@ -195,16 +197,14 @@ def session_of(options: dict[str, Any], typed: dict[str, Any]) -> Session:
 
 def run_grid(session: Session, options: dict[str, Any], typed: dict[str, Any]) -> int:
     """Run, or only plan, and report."""
-    workers = options["workers"]
-    workers = None if workers is None else _whole("--workers", workers)
-    if workers is not None and workers < 1:
-        raise UsageError(f"--workers {workers} must be 1 or more")
+    workers = _count("--workers", options["workers"])
+    threads = _count("--threads", options["threads"])
     if typed["plan"]:
         return show_plan(session, workers, typed["json"])
     from bench.runner import announcement, run_session, summary
 
     print(announcement(session), file=sys.stderr)
-    outcome = run_session(session, workers, sys.stderr)
+    outcome = run_session(session, workers, threads, sys.stderr)
     print(f"{summary(outcome)}, {core_seconds():.0f} core-seconds", file=sys.stderr)
     show_report(session.results, outcome, typed["json"])
     if outcome.failed:
@@ -229,7 +229,7 @@ def show_report(results: Path, outcome: Outcome | None, as_json: bool) -> int:
         contexts = {Context.of(one) for one in found}
     report = write_report(results, contexts)
     if as_json:
-        records = [one for one in record.read_all(results)]
+        records = list(record.read_all(results))
         wanted = [one for one in records if contexts is None or Context.of(one) in contexts]
         print(json.dumps(wanted, ensure_ascii=False))
         return 0
@@ -309,6 +309,13 @@ def _whole(option: str, value: Any) -> int:
     if not re.fullmatch(r"-?\d+", str(value)):
         raise UsageError(f"{option}: '{value}' is not a whole number")
     return int(value)
+
+
+def _count(option: str, value: Any) -> int | None:
+    count = None if value is None else _whole(option, value)
+    if count is not None and count < 1:
+        raise UsageError(f"{option} {count} must be 1 or more")
+    return count
 
 
 def core_seconds() -> float:

@@ -1,9 +1,9 @@
 """The instrument: data, networks, training, the grid, records and reports.
 
-    from bench import Grid, load_results, run
+from bench import Grid, load_results, run
 
-    run(Grid(methods="sep,advpoison", archs="rn18", seeds=(0, 1, 2)))
-    frame = load_results("results/local")
+run(Grid(methods="sep,advpoison", archs="rn18", seeds=(0, 1, 2)))
+frame = load_results("results/local")
 """
 
 from __future__ import annotations

@@ -84,9 +84,7 @@ class Defense(Component):
         del step
         return F.cross_entropy(network(images), soft_labels)
 
-    def backward(
-        self, network: Network, images: Tensor, soft_labels: Tensor, step: Step
-    ) -> Tensor:
+    def backward(self, network: Network, images: Tensor, soft_labels: Tensor, step: Step) -> Tensor:
         """Fill the gradients; returns the loss, detached."""
         loss = self.loss(network, images, soft_labels, step)
         loss.backward()

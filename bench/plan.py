@@ -216,5 +216,3 @@ def _is_recorded(cell: Cell, results: Path, notes: list[str]) -> bool:
     if found["key"] != cell.key or key_of(found["identity"]) != cell.key:
         raise UsageError(f"record {file} is not what its name says; move it away")
     return found["status"] == "done"
-
-

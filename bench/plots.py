@@ -23,6 +23,7 @@ GREY = "#777777"
 SHORT_RUN = 20
 """Up to so many epochs every one of them is marked with a dot."""
 
+LONGEST_LABEL = 24
 LETTERS_PER_INCH = 17.5
 """How much of a caption fits into a line."""
 NAME_HEIGHT = 12.9
@@ -123,9 +124,11 @@ def _curves(
         figure = Figure(figsize=(7.2, 1.1 + height * len(columns)), layout="constrained")
         grid = figure.subplots(len(columns), len(PANELS), sharex=True, sharey=True, squeeze=False)
         for column, line in zip(columns, grid, strict=True):
+            ends: list[_End] = []
             for axes, field in zip(line, PANELS, strict=True):
                 ends = _draw_lines(axes, summary, rows, column, looks, field)
                 axes.axhline(100 * chance(summary), color=GREY, linestyle=":", linewidth=1)
+            # Only the panel on the right, of test accuracy, has room beside it.
             _name_ends(line[-1], ends, 100 * chance(summary), gap=NAME_HEIGHT / height)
             line[0].set_ylabel(f"{column}\naccuracy (%)")
         for axes, name in zip(grid[0], PANELS.values(), strict=True):
@@ -209,7 +212,7 @@ def _name_ends(axes: Axes, ends: Iterable[_End], chance_percent: float, gap: flo
     heights = move_apart([end.percent for end in places], gap=gap, low=1, high=99)
     for end, height in zip(places, heights, strict=True):
         axes.annotate(
-            end.label,
+            brief(end.label),
             xy=(1.0, end.percent),
             xycoords=axes.get_yaxis_transform(),
             xytext=(1.07, height),
@@ -227,6 +230,11 @@ def _name_ends(axes: Axes, ends: Iterable[_End], chance_percent: float, gap: flo
                 "relpos": (0, 0.5),
             },
         )
+
+
+def brief(label: str) -> str:
+    """A label short enough to stand beside a panel; the table has it in full."""
+    return label if len(label) <= LONGEST_LABEL else f"{label[:10]}…{label[-12:]}"
 
 
 def move_apart(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -309,7 +317,8 @@ def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) 
         for (label, rows), line in zip(parts.items(), grid, strict=True):
             for column, axes in zip(columns, line, strict=True):
                 _draw_dots(axes, summary, rows, column, looks)
-            line[0].set_yticks(range(len(rows)), map(summary.method_label, rows))
+            names = [brief(summary.method_label(row)) for row in rows]
+            line[0].set_yticks(range(len(rows)), names)
             line[0].set_ylabel(label if len(parts) > 1 else "")
         for column, axes in zip(columns, grid[0], strict=True):
             axes.set_title(str(column))
@@ -340,19 +349,13 @@ def _draw_dots(
         values = [100 * record["final_test_acc"] for record in group.done]
         colour = looks[summary.method_label(row)].colour
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=3.5, alpha=0.6)
+        text = "failed" if group.failed else ""
         if values:
             mean = sum(values) / len(values)
             axes.plot([mean], [place], "|", color=colour, markersize=10, markeredgewidth=2)
-        text = f"{mean:.1f}" if values else "failed" if group.failed else ""
-        axes.text(
-            1.02,
-            place,
-            text,
-            color=GREY,
-            fontsize=7,
-            va="center",
-            transform=axes.get_yaxis_transform(),
-        )
+            text = f"{mean:.1f}"
+        beside = axes.get_yaxis_transform()
+        axes.text(1.02, place, text, color=GREY, fontsize=7, va="center", transform=beside)
     axes.set_xlim(0, 100)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [""] * len(rows))

@@ -38,7 +38,9 @@ class Display:
             self._bar.update(flop)
         elif time.monotonic() - self._last_line > LINE_EVERY_SECONDS:
             running = "; ".join(self._running)
-            self.line(f"  {self._done_work / self._total:4.0%} done, {self._left()} left: {running}")
+            self.line(
+                f"  {self._done_work / self._total:4.0%} done, {self._left()} left: {running}"
+            )
 
     def start(self, title: str) -> None:
         """A task begins."""

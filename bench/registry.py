@@ -135,10 +135,11 @@ class Registry:
     def add_plugin(self, file: Path) -> int:
         """Search one more file; returns how many components of this kind it defines."""
         file = file.resolve()
-        if file not in self._plugins:
+        count = len(self._scan(file, None))
+        if count and file not in self._plugins:
             self._plugins.append(file)
             self.__dict__.pop("entries", None)
-        return len(list(self._scan(file, None)))
+        return count
 
     def _unknown(self, name: str) -> str:
         near = difflib.get_close_matches(name, self.entries, n=3, cutoff=0.5)
@@ -234,4 +235,6 @@ def load_plugin(path: str) -> None:
         raise UsageError(f"plug-in '{path}' is not a file; give the path of a Python file")
     if not sum(registry.add_plugin(file) for registry in REGISTRIES):
         names = ", ".join(f"@{registry.variable}.register" for registry in REGISTRIES)
-        raise UsageError(f"plug-in '{path}' registers nothing; decorate a class with one of {names}")
+        raise UsageError(
+            f"plug-in '{path}' registers nothing; decorate a class with one of {names}"
+        )

@@ -69,8 +69,9 @@ def release(dataset: ImageDataset, delta: Tensor, mask: Tensor, budget: Budget) 
 def _refuse(delta: Tensor, budget: Budget, rows: Tensor) -> None:
     wrong = ~delta.isfinite().flatten(1).all(dim=1)
     if wrong.any():
-        raise OverstepError(f"delta of {int(wrong.sum())} images, first row "
-                            f"{int(rows[wrong][0])}, is not finite")
+        raise OverstepError(
+            f"delta of {int(wrong.sum())} images, first row {int(rows[wrong][0])}, is not finite"
+        )
     size = budget.size(delta)
     over = size > budget.epsilon * (1 + 1e-4) + 1e-6
     if budget.norm != "none" and over.any():

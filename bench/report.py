@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bench import record
 from bench.errors import UsageError
 from bench.files import write_text
-from bench.summary import Context, Summary, slugify, summarise
+from bench.summary import Context, Row, Summary, slugify, summarise
 from bench.tables import all_tables, details_table, join, main_table
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     for summary in chosen:
         files += _write_tables(folder / "tables", summary)
         files += _write_plots(folder / "plots", summary, looks)
+        files += _write_samples(folder, summary)
     return Report(text="\n\n".join(_texts(chosen)), files=files)
 
 
@@ -93,6 +94,33 @@ def _write_plots(folder: Path, summary: Summary, looks: Mapping[str, Style]) -> 
     if overview is not None:
         files += save_figure(overview, folder / f"{summary.context.slug}-final")
     return files
+
+
+def _write_samples(folder: Path, summary: Summary) -> list[Path]:
+    """A sheet of the images that every method kept beside the records, where they are the same."""
+    import numpy as np
+
+    from bench.plots import save_figure
+    from bench.samples import read_sample, sample_file
+    from bench.thumbnails import thumbnail_sheet
+
+    clean, rows = None, []
+    for row in summary.rows:
+        keys = {one["crafted_key"] for one in summary.records if Row.of(one) == row} - {None}
+        files = [sample_file(folder, "", key) for key in sorted(keys)]
+        label = summary.method_label(row)
+        if label in dict(rows) or not files or not files[0].exists():
+            continue
+        sample = read_sample(files[0])
+        clean = sample.clean if clean is None else clean
+        changed = bool((sample.released != sample.clean).any())
+        if changed and np.array_equal(sample.clean, clean):
+            rows.append((label, sample.released))
+    if clean is None or not rows:
+        return []
+    title = f"{summary.context.dataset}: clean and protected images, and their amplified difference"
+    sheet = thumbnail_sheet(clean, rows, title=title)
+    return save_figure(sheet, folder / "plots" / f"{summary.context.slug}-samples")
 
 
 def free_name(name: str, taken: set[str]) -> str:

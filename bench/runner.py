@@ -52,6 +52,7 @@ def run(
     store: str | Path = ROOT / "store",
     data_dir: str | Path = ROOT / "data",
     workers: int | None = None,
+    threads: int | None = None,
     time_limit: float | None = None,
     download: bool = True,
     plugins: tuple[str, ...] = (),
@@ -65,6 +66,8 @@ def run(
         store: where tensors and checkpoints go; safe to delete.
         data_dir: where data sets lie.
         workers: processes; None takes one a core on a CPU, and one on a GPU.
+        threads: of each process; None shares the cores out. A CPU's sums depend on it in their
+            last digits, so only equal numbers give records that are equal to the last digit.
         time_limit: seconds after which to stop at the next checkpoint.
         download: whether a data set that is not there may be fetched.
         plugins: files with further components.
@@ -83,10 +86,12 @@ def run(
         deadline=None if time_limit is None else time.time() + time_limit,
     )
     with _output(quiet) as stream:
-        return run_session(session, workers, stream)
+        return run_session(session, workers, threads, stream)
 
 
-def run_session(session: Session, workers: int | None, stream: IO[str]) -> Outcome:
+def run_session(
+    session: Session, workers: int | None, threads: int | None, stream: IO[str]
+) -> Outcome:
     """Like `run`, with the session made already and progress written to a stream."""
     started = time.monotonic()
     opened = session.open(progress=_Loading(stream))
@@ -95,7 +100,7 @@ def run_session(session: Session, workers: int | None, stream: IO[str]) -> Outco
         stream.write(f"note: {note}\n")
     workers = workers or default_workers(opened)
     workers = max(1, min(workers, len(plan.tasks)))
-    session = replace(session, threads=max(1, cores() // workers))
+    session = replace(session, threads=threads or max(1, cores() // workers))
     outcome = Outcome(opened.cells, session.results)
     if plan.tasks:
         display = Display(plan.flop, len(plan.tasks), stream)

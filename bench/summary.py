@@ -142,8 +142,8 @@ class Column:
         return cls(record["arch"], record["arch_label"], float(record["width"]))
 
     def __str__(self) -> str:
-        narrow = self.width != PAPER_WIDTH and "×" not in self.arch_label
-        return f"{self.arch_label} ×{width_text(self.width)}" if narrow else self.arch_label
+        said = self.width == PAPER_WIDTH or "width=" in self.arch_label
+        return self.arch_label if said else f"{self.arch_label} ×{width_text(self.width)}"
 
 
 @dataclass(frozen=True)

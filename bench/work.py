@@ -28,6 +28,7 @@ from bench.network import Network, Precision, freeze
 from bench.plan import PASSES_PER_TRAINING_STEP, FlopTable, Task, artifact_of
 from bench.registry import ROOT
 from bench.release import draw_mask, release
+from bench.samples import sample_file, write_sample
 from bench.store import Artifact, Store
 from bench.train import Training, accuracy
 
@@ -171,6 +172,7 @@ class Workshop:
                 return "was recorded"
             clock = Clock(working)
             released = self._released(crafted)
+            self._keep_sample(cell, crafted, released)
             rows, out = held_out(len(released), cell.holdout, cell.seed)
             if cell.holdout:
                 released, held = released.subset(rows), released.subset(out)
@@ -252,6 +254,13 @@ class Workshop:
         """The dataset that a victim may see."""
         with np.load(crafted.folder / "released.npz", allow_pickle=False) as arrays:
             return self._data.train.with_images(torch.from_numpy(arrays["images"]))
+
+    def _keep_sample(self, cell: Cell, crafted: Artifact, released: ImageDataset) -> None:
+        """A few images beside the record, for reports."""
+        file = sample_file(self._results, cell.crafting.slug, crafted.key)
+        mask = draw_mask(len(released), cell.crafting.poison_ratio, cell.crafting.seed)
+        train = self._data.train
+        write_sample(file, train.images, released.images, train.labels, mask)
 
     def failed(self, cell: Cell, error: str) -> None:
         """Record that a cell failed, with the traceback."""

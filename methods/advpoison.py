@@ -95,7 +95,9 @@ class AdversarialPoison(LinfMethod):
             start = torch.randn(images.shape, generator=draws).to(job.device) * self.epsilon
             x = Iterate(images, self.budget, start)
             for _ in range(self.steps):
-                g = input_gradient(lambda x: objective(x, self.target(labels, job), draws), x.images)
+                g = input_gradient(
+                    lambda x: objective(x, self.target(labels, job), draws), x.images
+                )
                 x.descend(g, self.step_ratio * self.epsilon)
                 job.spend(len(labels))
             return x.delta

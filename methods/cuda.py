@@ -45,7 +45,7 @@ class ConvolutionShortcut(Method):
             raise ValueError(f"blur={self.blur:g} must not be negative")
 
     def craft(self, job: Crafting) -> Tensor:
-        """x' - x, a class at a time."""
+        """Compute x' - x, a class at a time."""
         filters = class_filters(job.classes, self.kernel, self.blur, job.seed).to(job.device)
         delta = torch.zeros(job.dataset.images.shape)
         for label in range(job.classes):
@@ -62,12 +62,12 @@ class ConvolutionShortcut(Method):
 
 
 def class_filters(classes: int, size: int, blur: float, seed: int) -> Tensor:
-    """s_y for every class, (classes, size, size) float32.
+    """The filter s_y of every class, (classes, size, size) float32.
 
     The draws follow the released code with NumPy's legacy generator: for each class three filters
     of uniforms, of which the first is used, then row and column of the 1.
     """
-    draws = np.random.RandomState(seed)  # noqa: NPY002
+    draws = np.random.RandomState(seed)
     filters = np.empty((classes, size, size))
     for label in range(classes):
         filters[label] = draws.uniform(0, blur, 3 * size * size)[: size * size].reshape(size, size)

@@ -28,7 +28,7 @@ class Noise(LinfMethod):
     per: Literal["sample", "class"] = setting("sample", "one draw for each image or each class")
 
     def craft(self, job: Crafting) -> Tensor:
-        """delta ~ U(-epsilon, epsilon), or clip(N(0, epsilon^2)); independent components."""
+        """Draw delta ~ U(-epsilon, epsilon), or clip(N(0, epsilon^2)); independent components."""
         count = len(job.dataset) if self.per == "sample" else job.classes
         shape, draws = (count, *job.dataset.images.shape[1:]), job.stream("noise")
         if self.law == "uniform":

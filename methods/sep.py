@@ -87,7 +87,7 @@ class SelfEnsemble(LinfMethod):
     def descend(
         self, job: Crafting, objectives: list[Objective], x: Iterate, target_labels: Tensor
     ) -> None:
-        """x <- Pi(x - alpha sign(sum_k g_k(x))), T times."""
+        """T times x <- Pi(x - alpha sign(sum_k g_k(x)))."""
         for _ in range(self.steps):
             direction = torch.zeros_like(x.images)
             for objective in objectives:
@@ -144,9 +144,11 @@ class VarianceReduced(FeatureAligned):
         # One draw for all images: the released scripts draw with NumPy's legacy generator, and
         # nothing else draws from it, so every chunk sees the same checkpoints.
         shape = (self.steps, self.inner_steps)
-        drawn = np.random.RandomState(job.seed).randint(0, len(objectives), shape)  # noqa: NPY002
+        drawn = np.random.RandomState(job.seed).randint(0, len(objectives), shape)
         for k_of_step in drawn:
-            g = torch.stack([objective.gradient(x.images, target_labels) for objective in objectives])
+            g = torch.stack(
+                [objective.gradient(x.images, target_labels) for objective in objectives]
+            )
             g_mean = g.mean(0)
             v, total = x.copy(), torch.zeros_like(g_mean)
             for inner, k in enumerate(k_of_step):

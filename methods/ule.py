@@ -164,9 +164,7 @@ class Alternation:
         size = self._method.step_ratio * epsilon
         for _ in range(steps):
             x = (clean + noise).clamp(0, 1)
-            g = input_gradient(
-                lambda x: F.cross_entropy(model(x), labels, reduction="sum"), x
-            )
+            g = input_gradient(lambda x: F.cross_entropy(model(x), labels, reduction="sum"), x)
             # The clip to epsilon comes last: what is stored may leave [0, 1] with its image, which
             # is clipped when it is looked at or released.
             noise = (x - size * g.sign() - clean).clamp(-epsilon, epsilon)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bench import record as records_of
 from bench.errors import UsageError
-from bench.plots import curve_figures, move_apart, overview_figure, save_figure, styles
+from bench.plots import brief, curve_figures, move_apart, overview_figure, save_figure, styles
 from bench.report import write_report
 from bench.summary import Context, Summary, summarise
 from bench.tables import (
@@ -185,6 +185,13 @@ def test_audit_takes_the_worst_of_several_crafted_sets() -> None:
     assert line == ["sep", "l∞ 8/255", "8/255", "–", "–", "50.0", "–", "–"]
 
 
+def test_columns_say_their_width_once() -> None:
+    named = {"arch": "rn18", "arch_label": "rn18:width=0.5", "width": 0.5}
+    records = [record(), record(width=1.0), record(**named)]
+    shown = [str(column) for column in summary(records).columns]
+    assert shown == ["rn18", "rn18 ×1/4", "rn18:width=0.5"]
+
+
 # Which records stand together.
 
 
@@ -303,6 +310,11 @@ def test_names_are_moved_apart_no_further_than_needed(seed: int) -> None:
     assert min(moved) >= 1
     assert move_apart([90, 50, 10], gap=5, low=1, high=99) == [90, 50, 10]
     assert move_apart([50, 50], gap=6, low=1, high=99) == [53, 47]
+
+
+def test_long_labels_are_shortened_in_the_middle() -> None:
+    assert brief("sep-fa-vr") == "sep-fa-vr"
+    assert brief("file:/home/somebody/sets/mine.npz") == "file:/home…ets/mine.npz"
 
 
 # Thumbnails.

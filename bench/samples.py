@@ -1,0 +1,72 @@
+"""A few images of every crafted set, kept beside the records so that reports need no store.
+
+    results/NAME/samples/sep-2c3d4e5f6a7b.png      clean images above, protected ones below
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from bench.files import write_with
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COUNT = 8
+
+
+class Sample(NamedTuple):
+    """Images side by side, (k, h, w, 3) uint8 each."""
+
+    clean: np.ndarray
+    released: np.ndarray
+
+
+def sample_file(results: Path, slug: str, crafted_key: str) -> Path:
+    """Where the sample of a crafted set lies; the slug is for people."""
+    folder = results / "samples"
+    known = sorted(folder.glob(f"*-{crafted_key[:12]}.png"))
+    return known[0] if known else folder / f"{slug}-{crafted_key[:12]}.png"
+
+
+def write_sample(file: Path, clean: Tensor, released: Tensor, labels: Tensor, mask: Tensor) -> None:
+    """Keep the first protected image of each of the first classes, losslessly.
+
+    Args:
+        file: a PNG; left alone if it exists.
+        clean: (n, 3, h, w) uint8.
+        released: the same shape.
+        labels: (n,).
+        mask: (n,) bool, which are protected.
+    """
+    if file.exists() or not mask.any():
+        return
+    rows = mask.nonzero().flatten()
+    firsts = [int(rows[labels[rows] == label][0]) for label in labels[rows].unique()]
+    chosen = (firsts + [row for row in rows.tolist() if row not in firsts])[:COUNT]
+    strips = [np.concatenate(list(_channels_last(images[chosen])), 1) for images in (clean, released)]
+    buffer = BytesIO()
+    facts = PngInfo()
+    facts.add_text("images", str(len(chosen)))
+    Image.fromarray(np.concatenate(strips)).save(buffer, format="png", pnginfo=facts)
+    write_with(file, lambda handle: handle.write(buffer.getvalue()))
+
+
+def read_sample(file: Path) -> Sample:
+    """The images of a sample file."""
+    with Image.open(file) as image:
+        pixels = np.asarray(image.convert("RGB"))
+        count = int(image.info["images"])
+    height, width = pixels.shape[0] // 2, pixels.shape[1] // count
+    clean, released = pixels.reshape(2, height, count, width, 3).transpose(0, 2, 1, 3, 4)
+    return Sample(clean, released)
+
+
+def _channels_last(images: Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).contiguous().numpy()

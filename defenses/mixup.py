@@ -1,0 +1,81 @@
+"""Mixup: straight lines between pairs of training images, and between their labels.
+
+Zhang, Hongyi, et al. "mixup: Beyond Empirical Risk Minimization", ICLR 2018. For every sample i of
+a batch, with a random permutation p of the batch and lambda_i ~ Beta(alpha, alpha):
+
+    x'_i = lambda_i x_i + (1 - lambda_i) x_p(i)
+    y'_i = lambda_i y_i + (1 - lambda_i) y_p(i)
+
+Sources differ in what shares a draw. The authors' code takes one lambda per batch; *Unlearnable
+Examples* and *Image Shortcut Squeezing* mix inside the data set with probability one half, twice;
+APBench draws a lambda for every sample, as here, and mixes every batch. SEP says alpha = 1.
+
+`torchvision.transforms.v2.MixUp` is not used: it draws one lambda per batch, pairs each image with
+its neighbour instead of a random one, and takes its numbers from the global generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bench.component import setting
+from bench.defense import Defense, Step, one_hot
+from bench.registry import DEFENSES
+
+
+@DEFENSES.register("mixup")
+@dataclass(frozen=True)
+class Mixup(Defense):
+    """Trains on mixtures of two images, with their labels mixed alike."""
+
+    paper: ClassVar[str] = "Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018"
+
+    alpha: float = setting(1.0, "both parameters of the Beta law of lambda; 1: uniform")
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"alpha={self.alpha:g} must be above 0")
+
+    def batch(self, images: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Mix every sample with a partner from the same batch."""
+        count, device = len(labels), images.device
+        partners = torch.randperm(count, generator=step.stream).to(device)
+        weights = draw_weights(self.alpha, count, step.stream).to(device)
+        soft_labels = one_hot(labels, step)
+        return mix(images, partners, weights), mix(soft_labels, partners, weights)
+
+
+def draw_weights(alpha: float, count: int, stream: torch.Generator) -> Tensor:
+    """Independent lambda ~ Beta(alpha, alpha).
+
+    If g and h are independent with law Gamma(alpha), then g / (g + h) has exactly this law.
+    `torch.distributions.Beta` computes it so, too, but from the global generator; the sampler
+    beneath it takes ours. Double precision, because g and h are tiny where alpha is small.
+
+    Args:
+        alpha: above 0.
+        count: how many.
+        stream: random numbers.
+
+    Returns:
+        (count,) float32 in [0, 1], on the CPU.
+    """
+    shape = torch.full((2, count), alpha, dtype=torch.float64)
+    g, h = torch._standard_gamma(shape, generator=stream)
+    return (g / (g + h)).float()
+
+
+def mix(values: Tensor, partners: Tensor, weights: Tensor) -> Tensor:
+    """Compute lambda v_i + (1 - lambda) v_p(i) for every sample.
+
+    Args:
+        values: (b, ...) float, images or soft labels.
+        partners: (b,) int64, the permutation p.
+        weights: (b,) float32, lambda.
+    """
+    weights = weights.reshape(-1, *[1] * (values.ndim - 1))
+    return weights * values + (1 - weights) * values[partners]

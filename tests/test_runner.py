@@ -1,0 +1,242 @@
+"""The whole path on a small synthetic set: records, resuming, sharing, failing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import Grid, load_results, run
+from bench.registry import METHODS, ROOT
+from bench.runner import Outcome
+
+SMALL = Grid(
+    methods="sham,noise,sep:checkpoints=2",
+    archs="rn18:width=0.0625",
+    dataset="synthetic:train=96,test=40,size=16",
+    recipe="quick:epochs=3,batch_size=32,train_images=none,curve_images=20",
+    precision="fp32",
+)
+FAILING = '''
+from dataclasses import dataclass
+from bench.method import Method
+from bench.registry import METHODS
+
+@METHODS.register("failing")
+@dataclass(frozen=True)
+class Failing(Method):
+    """Raises while it crafts."""
+
+    def craft(self, job):
+        raise RuntimeError("no such luck")
+'''
+NOT_RESULTS = {"seconds", "core_seconds", "crafting_seconds", "finished", "peak_memory", "device"}
+"""Fields that may differ between two runs of one cell."""
+
+
+def go(folder: Path, grid: Grid = SMALL, **options) -> Outcome:
+    """Run a grid with folders of its own, in this process."""
+    return run(
+        grid,
+        results_dir=folder / "results",
+        store=folder / "store",
+        **{"workers": 1, "threads": 1, "quiet": True, **options},
+    )
+
+
+def numbers(folder: Path) -> dict[str, dict]:
+    """What must be equal between two runs of the same grid."""
+    found = {}
+    for file in sorted((folder / "results" / "cells").glob("*.json")):
+        record = json.loads(file.read_text())
+        found[file.name] = {k: v for k, v in record.items() if k not in NOT_RESULTS}
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the small grid has run."""
+    folder = tmp_path_factory.mktemp("finished")
+    outcome = go(folder)
+    assert not outcome.failed
+    assert not outcome.unfinished
+    return folder
+
+
+def test_every_cell_has_a_record_and_the_control_is_among_them(finished: Path) -> None:
+    frame = load_results(finished / "results")
+    assert sorted(frame["method"]) == ["clean", "noise", "sep", "sham"]
+    assert set(frame["status"]) == {"done"}
+    assert all(len(curve) == 3 for curve in frame["curve"])
+    for record in frame.to_dict("records"):
+        last = record["curve"][-1]
+        assert set(last) == {"epoch", "lr", "train_loss", "train_acc", "test_acc"}
+        assert record["final_test_acc"] == last["test_acc"]
+        assert record["peak_test_acc"] == max(row["test_acc"] for row in record["curve"])
+        confusion = np.array(record["confusion"])
+        assert confusion.sum() == 40
+        assert np.trace(confusion) / 40 == pytest.approx(record["final_test_acc"])
+        assert record["audit"]["within_budget"]
+        assert len(record["key"]) == 64
+
+
+def test_the_sham_control_equals_the_clean_one_to_the_last_digit(finished: Path) -> None:
+    frame = load_results(finished / "results").set_index("method")
+    assert frame.loc["sham", "curve"] == frame.loc["clean", "curve"]
+    assert frame.loc["noise", "curve"] != frame.loc["clean", "curve"]
+
+
+def test_running_again_does_nothing(finished: Path) -> None:
+    files = list((finished / "results" / "cells").iterdir())
+    before = [file.stat().st_mtime_ns for file in files]
+    go(finished)
+    assert [file.stat().st_mtime_ns for file in files] == before
+
+
+def test_two_runs_agree_exactly(finished: Path, tmp_path: Path) -> None:
+    go(tmp_path)
+    assert numbers(tmp_path) == numbers(finished)
+
+
+def test_processes_side_by_side_give_the_same_records(finished: Path, tmp_path: Path) -> None:
+    outcome = go(tmp_path, workers=2)
+    assert not outcome.failed
+    assert numbers(tmp_path) == numbers(finished)
+
+
+def test_the_time_limit_stops_at_checkpoints_and_the_next_call_continues(
+    finished: Path, tmp_path: Path
+) -> None:
+    calls = 0
+    while go(tmp_path, time_limit=0.3).unfinished:
+        calls += 1
+        assert calls < 200
+    assert calls >= 1
+    assert numbers(tmp_path) == numbers(finished)
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_anywhere_and_the_same_command_continues(
+    finished: Path, tmp_path: Path
+) -> None:
+    arguments = ["--methods", SMALL.methods, "--archs", SMALL.archs, "--dataset", SMALL.dataset]
+    arguments += ["--recipe", SMALL.recipe, "--precision", "fp32", "--workers", "2", "--threads", "1"]
+    arguments += ["--results-dir", str(tmp_path / "results"), "--store", str(tmp_path / "store")]
+    command = [sys.executable, str(ROOT / "run_bench.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Kill points spread over a run, a little later each time, until one run gets through.
+    for patience in np.arange(3.0, 60.0, 0.9):
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            process.wait(patience)
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            time.sleep(0.2)  # its workers notice that nobody listens any more
+    assert process.returncode == 0
+    assert numbers(tmp_path) == numbers(finished)
+
+
+def test_one_surrogate_serves_the_whole_family(tmp_path: Path) -> None:
+    grid = replace(SMALL, methods="sep:checkpoints=3,sep-fa:checkpoints=1,sep-fa-vr:checkpoints=2")
+    go(tmp_path, replace(grid, methods=grid.methods + ",advpoison:steps=2"))
+    surrogates = list((tmp_path / "store" / "surrogates").iterdir())
+    assert len(surrogates) == 1
+    kept = sorted(file.name for file in surrogates[0].glob("*.pt"))
+    assert kept == ["epoch-001.pt", "epoch-002.pt", "epoch-003.pt"]
+
+
+def test_a_later_call_may_ask_for_more_checkpoints(tmp_path: Path) -> None:
+    go(tmp_path, replace(SMALL, methods="sep:checkpoints=1"))
+    go(tmp_path, replace(SMALL, methods="sep:checkpoints=3"))
+    (surrogate,) = (tmp_path / "store" / "surrogates").iterdir()
+    manifest = json.loads((surrogate / "manifest.json").read_text())
+    assert manifest["facts"]["epochs"] == [1, 2, 3]
+
+
+def test_a_failing_method_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(METHODS, "_plugins", [])
+    plugin = tmp_path / "failing.py"
+    plugin.write_text(FAILING)
+    grid = replace(SMALL, methods="failing,noise", seeds=(0, 1))
+    outcome = go(tmp_path, grid, plugins=(str(plugin),))
+    METHODS.__dict__.pop("entries", None)
+    assert set(outcome.failed) == {
+        "craft failing",
+        "failing × rn18:width=0.0625, seed 0",
+        "failing × rn18:width=0.0625, seed 1",
+    }
+    frame = load_results(tmp_path / "results").set_index(["method", "seed"])
+    assert list(frame.loc["failing", "status"]) == ["failed", "failed"]
+    assert "RuntimeError: no such luck" in frame.loc[("failing", 0), "error"]
+    assert list(frame.loc["noise", "status"]) == ["done", "done"]
+    assert list(frame.loc["clean", "status"]) == ["done", "done"]
+
+
+def test_damage_in_the_store_is_noticed_and_mended(finished: Path, tmp_path: Path) -> None:
+    go(tmp_path)
+    for file in (tmp_path / "store").rglob("released.npz"):
+        file.write_bytes(file.read_bytes()[:100])
+    (surrogate,) = (tmp_path / "store" / "surrogates").iterdir()
+    content = bytearray((surrogate / "epoch-003.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (surrogate / "epoch-003.pt").write_bytes(content)
+    for file in (tmp_path / "results" / "cells").iterdir():
+        file.write_text(file.read_text()[:50])
+    assert not go(tmp_path).failed
+    assert numbers(tmp_path) == numbers(finished)
+
+
+def test_holdout_is_kept_from_training_and_evaluated(tmp_path: Path) -> None:
+    go(tmp_path, replace(SMALL, methods="noise", holdout=16))
+    for record in load_results(tmp_path / "results").to_dict("records"):
+        assert record["train_images"] == 80
+        assert all(0 <= row["holdout_acc"] <= 1 for row in record["curve"])
+
+
+def test_only_the_protected_share_changes(tmp_path: Path) -> None:
+    go(tmp_path, replace(SMALL, methods="noise", poison_ratio=0.25))
+    frame = load_results(tmp_path / "results").set_index("method")
+    audit = frame.loc["noise", "audit"]
+    assert audit["protected_images"] == 24
+    assert audit["changed_outside_mask"] == 0
+
+
+def test_a_method_does_not_move_the_numbers_of_another(finished: Path, tmp_path: Path) -> None:
+    go(tmp_path, replace(SMALL, methods="noise", defenses="none"))
+    alone = numbers(tmp_path)
+    assert all(numbers(finished)[name] == record for name, record in alone.items())
+
+
+def test_moving_the_folders_runs_nothing_again(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "moved")
+    before = numbers(tmp_path / "moved")
+    outcome = go(tmp_path / "moved")
+    assert outcome.seconds < 30
+    assert numbers(tmp_path / "moved") == before
+
+
+def test_samples_are_kept_beside_the_records(finished: Path) -> None:
+    from bench.samples import read_sample
+
+    (file,) = (finished / "results" / "samples").glob("sep-*.png")
+    sample = read_sample(file)
+    assert sample.clean.shape == sample.released.shape == (8, 16, 16, 3)
+    difference = sample.released.astype(int) - sample.clean.astype(int)
+    assert 0 < abs(difference).max() <= 8
