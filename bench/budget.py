@@ -74,7 +74,7 @@ class Budget:
             Integer differences of the same shape, never larger than before in any component.
         """
         if self.norm == "linf":
-            most = math.floor(self.epsilon * 255 + 1e-6)
+            most = math.floor(min(self.epsilon, 1.0) * 255 + 1e-6)
             return levels.clamp(-most, most)
         if self.norm == "l2":
             size = levels.double().flatten(1).norm(dim=1) / 255
@@ -92,7 +92,7 @@ class Budget:
 
     def _keep_largest(self, delta: Tensor) -> Tensor:
         """Keep the pixels with the largest change; among equals the first in reading order."""
-        count = min(int(self.epsilon), delta.shape[2] * delta.shape[3])
+        count = int(min(self.epsilon, delta.shape[2] * delta.shape[3]))
         weight = delta.abs().double().amax(dim=1).flatten(1)
         order = weight.sort(dim=1, descending=True, stable=True).indices[:, :count]
         kept = torch.zeros_like(weight, dtype=torch.bool).scatter_(1, order, True)

@@ -133,7 +133,9 @@ def _spec(registry: Registry, name: str, pieces: Sequence[str]) -> Spec:
             argument = unwrap(piece)
         else:
             raise UsageError(f"{registry.kind} '{name}': '{piece}' is not of the form key=value")
-    if key is not None and argument is None and key not in settings:
+    if key is not None and argument is None:
+        argument = settings.pop(key, None)  # written out, it is the argument all the same
+    if key is not None and argument is None:
         raise UsageError(f"{registry.kind} '{name}' needs its {key}: write {name}:{key.upper()}")
     return Spec(name, argument, settings)
 
@@ -281,7 +283,8 @@ def canonical(component: Component, registry: Registry) -> str:
     cls, entry = type(component), registry.entry(component.name)
     plain = defaults(cls)
     parts = []
-    for key, value in component.settings().items():
+    for key in (item.name for item in dataclasses.fields(component)):
+        value = _jsonable(getattr(component, key))
         if key == entry.argument:
             parts.insert(0, bracket(str(value)))
         elif key not in plain or _jsonable(plain[key]) != value:

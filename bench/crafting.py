@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.component import build, parse_one
-from bench.data import ImageDataset
+from bench.data import ImageDataset, chunks
 from bench.files import load_tensors, save_tensors
 from bench.network import Network, Precision
 from bench.registry import ARCHS
@@ -51,6 +51,7 @@ class Crafting:
         monitor: told about progress.
         flop_per_gradient: work of one image's input gradient.
         gradient_images: input gradients of single images taken so far.
+        save_every: seconds between partial results of `each_chunk`.
     """
 
     dataset: ImageDataset
@@ -64,6 +65,7 @@ class Crafting:
     monitor: Monitor = field(default_factory=Monitor)
     flop_per_gradient: float = 0.0
     gradient_images: int = 0
+    save_every: float = SAVE_EVERY_SECONDS
 
     @property
     def classes(self) -> int:
@@ -120,15 +122,15 @@ class Crafting:
         protected = self.mask.nonzero().flatten()
         before = self.gradient_images - saved["spent"]
         last = time.monotonic()
-        for number, rows in enumerate(protected.split(size)):
+        for number, rows in enumerate(chunks(protected, size)):
             if number < saved["done"]:
                 continue
             images, labels = self.batch(rows)
             delta[rows] = perturb(images, labels, number).float().cpu()
-            if time.monotonic() - last > SAVE_EVERY_SECONDS:
+            if time.monotonic() - last > self.save_every:
                 end = int(rows[-1]) + 1
                 spent = self.gradient_images - before
-                state = {"done": number + 1, "spent": spent, "delta": delta[:end]}
+                state = {"done": number + 1, "spent": spent, "delta": delta[:end].clone()}
                 self.save(f"{label}-{size}", state)
                 last = time.monotonic()
         return delta

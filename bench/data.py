@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -68,8 +68,8 @@ class ImageDataset:
     def digest(self) -> str:
         """SHA-256 of shape, pixels, labels and class names: what the data is, not where."""
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
-        sha.update(self.images.contiguous().numpy())
-        sha.update(self.labels.contiguous().numpy())
+        sha.update(self.images.contiguous().numpy().data)
+        sha.update(self.labels.contiguous().numpy().data)
         return sha.hexdigest()
 
     def subset(self, rows: Tensor) -> ImageDataset:
@@ -140,9 +140,10 @@ def balanced_rows(labels: Tensor, count: int | None) -> Tensor:
     return order[rank.sort(stable=True).indices[:count]].sort().values
 
 
-def chunks(rows: Sequence[int] | Tensor, size: int) -> Iterator[Tensor]:
-    """Cut row numbers into pieces of at most `size`, in order."""
-    yield from torch.as_tensor(rows).split(size)
+def chunks(rows: Tensor, size: int) -> Iterator[Tensor]:
+    """Cut row numbers into pieces of at most `size`, in order; none of them is empty."""
+    if len(rows):
+        yield from rows.split(size)
 
 
 def to_unit(images: Tensor) -> Tensor:

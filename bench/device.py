@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import sys
+from typing import get_args
 
 import torch
 
@@ -46,9 +47,10 @@ def choose_precision(name: str, wish: str, device: torch.device) -> Precision:
         return "tf32" if device.type == "cuda" else "fp32"
     if name == "tf32" and device.type != "cuda":
         raise UsageError(f"precision tf32 needs a CUDA device, not {device}; write fp32 or bf16")
-    if name not in ("fp32", "tf32", "bf16"):
-        raise UsageError(f"unknown precision '{name}'; there are: auto, fp32, tf32, bf16")
-    return name
+    for known in get_args(Precision):
+        if name == known:
+            return known
+    raise UsageError(f"unknown precision '{name}'; there are: auto, fp32, tf32, bf16")
 
 
 def computes_bf16(device: torch.device) -> bool:

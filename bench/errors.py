@@ -8,5 +8,5 @@ class UsageError(ValueError):
     """
 
 
-class Stopped(Exception):  # noqa: N818 - it is not an error
+class Stopped(Exception):
     """The time limit was reached; everything up to the last checkpoint is on disk."""

@@ -54,7 +54,8 @@ def measured_rate(opened: Opened, threads: int) -> float:
     arch, train = expansion.archs[0][1], data.train
     network = arch.network(
         len(train.classes), train.image_size, train.mean, train.std, torch.Generator()
-    ).to(expansion.device, memory_format=torch.channels_last)
+    ).to(expansion.device)
+    network = network.to(memory_format=torch.channels_last)
     network.precision = expansion.precision
     count = min(expansion.recipe.batch_size, len(train))
     images = torch.rand(count, 3, *train.image_size, device=expansion.device)

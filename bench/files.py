@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def write_with(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
+def write_with(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     """Write a file through `fill`; it appears under its name whole or not at all.
 
     Args:
@@ -35,11 +35,7 @@ def write_with(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text as `write_with` does."""
-    write_with(path, lambda file: _write_all(file, text.encode()))
-
-
-def _write_all(file: IO[bytes], content: bytes) -> None:
-    file.write(content)
+    write_with(path, lambda file: file.write(text.encode()))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from bench.data import DatasetSource, ImageDataset, Splits, balanced_rows
 from bench.defense import Defense
 from bench.device import choose_device, choose_precision
 from bench.errors import UsageError
-from bench.method import Method, Surrogate
+from bench.method import LinfMethod, Method, Surrogate
 from bench.network import Arch, Precision
 from bench.recipe import Recipe
-from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES, Registry
+from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES
 from bench.store import key_of
+
+C = TypeVar("C", bound=Component)
 
 SCHEMA = 1
 """Part of every identity; raise it when the meaning of an identity changes."""
@@ -82,12 +84,14 @@ class TrainingData:
         train: clean training images.
         test: clean test images; no method ever sees them.
         label: the data set as typed.
+        total: images in the whole training split.
     """
 
     rows: Tensor
     train: ImageDataset
     test: ImageDataset
     label: str
+    total: int
 
     @classmethod
     def cut(cls, splits: Splits, recipe: Recipe, label: str) -> TrainingData:
@@ -95,7 +99,7 @@ class TrainingData:
         rows = balanced_rows(splits.train.labels, recipe.train_images)
         whole = len(rows) == len(splits.train)
         train = splits.train if whole else splits.train.subset(rows)
-        return cls(rows, train, splits.test, label)
+        return cls(rows, train, splits.test, label, len(splits.train))
 
     @cached_property
     def curve_test(self) -> dict[int | None, ImageDataset]:
@@ -236,13 +240,17 @@ class Expansion:
         self.device = choose_device(grid.device)
         self.recipe: Recipe = build(RECIPES, parse_one(grid.recipe, RECIPES))
         self.recipe_label = canonical(self.recipe, RECIPES)
-        self.precision = choose_precision(grid.precision, self.recipe.precision, self.device)
+        self.precision: Precision = choose_precision(
+            grid.precision, self.recipe.precision, self.device
+        )
         self.source: DatasetSource = build(DATASETS, parse_one(grid.dataset, DATASETS))
-        self.archs = self._components(grid.archs, ARCHS, self._arch)
-        self.defenses = self._components(grid.defenses, DEFENSES, self._defense)
-        self.methods = self._components(f"{CONTROL},{grid.methods}", METHODS, self._method)
-        parse(grid.methods, METHODS)  # the control alone must not hide an empty list
-        if grid.epsilon is not None and not any(_takes_epsilon(m) for _, m in self.methods):
+        self.archs = self._components(parse(grid.archs, ARCHS), self._arch)
+        self.defenses = self._components(parse(grid.defenses, DEFENSES), self._defense)
+        methods = [Spec(CONTROL), *parse(grid.methods, METHODS)]
+        self.methods = self._components(methods, self._method)
+        if grid.epsilon is not None and not any(
+            isinstance(method, LinfMethod) for _, method in self.methods
+        ):
             names = ", ".join(label for label, _ in self.methods)
             raise UsageError(f"--epsilon is given, but none of {names} has an l∞ budget")
 
@@ -297,10 +305,10 @@ class Expansion:
             method, jobs, grid.poison_ratio, grid.craft_seed, self.precision, train_digest
         )
 
-    def _components(self, text: str, registry: Registry, make: Any) -> list[tuple[str, Any]]:
+    def _components(self, specs: list[Spec], make: Callable[[Spec], C]) -> list[tuple[str, C]]:
         """Labels and components of a list, each once."""
-        made: dict[str, tuple[str, Any]] = {}
-        for spec in parse(text, registry):
+        made: dict[str, tuple[str, C]] = {}
+        for spec in specs:
             component = make(spec)
             plain = make(Spec(spec.name, spec.argument))
             made.setdefault(key_of(component.identity()), (_label(component, plain), component))
@@ -314,7 +322,7 @@ class Expansion:
 
     def _method(self, spec: Spec) -> Method:
         given = {}
-        if self.grid.epsilon is not None and METHODS.get(spec.name).norm == "linf":
+        if self.grid.epsilon is not None and issubclass(METHODS.get(spec.name), LinfMethod):
             given["epsilon"] = self.grid.epsilon
         method = build(METHODS, spec, self.recipe.scale, given)
         surrogate = getattr(method, "surrogate", None)
@@ -323,10 +331,6 @@ class Expansion:
             arch = self._arch(parse_one(surrogate, ARCHS))
             method = dataclasses.replace(method, surrogate=canonical(arch, ARCHS))
         return method
-
-
-def _takes_epsilon(method: Method) -> bool:
-    return method.norm == "linf" and hasattr(method, "epsilon")
 
 
 def _label(component: Component, plain: Component) -> str:

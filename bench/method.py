@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from bench.budget import Budget, Norm
+from bench.budget import Budget
 from bench.component import Component, setting
+from bench.data import ImageDataset
 from bench.errors import UsageError
 from bench.recipe import Recipe
 
@@ -37,16 +38,14 @@ class Surrogate:
 class Method(Component):
     """A way of making images unlearnable; a subclass writes `craft`.
 
-    The fields of a subclass default to the paper's values. A method with an l-inf budget has a
-    field `epsilon`, which `--epsilon` sets; others keep a budget of their own.
+    The fields of a subclass default to the paper's values. `--epsilon` sets the radius of every
+    `LinfMethod`; other methods keep a budget of their own.
     """
-
-    norm: ClassVar[Norm] = "linf"
 
     @property
     def budget(self) -> Budget:
-        """What the released images are held to."""
-        return Budget(self.norm, self.epsilon) if hasattr(self, "epsilon") else Budget("none")
+        """What the released images are held to; nothing, unless a method says otherwise."""
+        return Budget("none")
 
     def surrogates(self, recipe: Recipe) -> tuple[Surrogate, ...]:
         """The trained networks that `craft` will ask for.
@@ -59,6 +58,19 @@ class Method(Component):
         """
         del recipe
         return ()
+
+    def check(self, train: ImageDataset, rows: Tensor, total: int) -> None:
+        """Look whether `craft` can work on these images, before anything is trained for it.
+
+        Args:
+            train: the clean training images.
+            rows: (n,) int64, rising, where they stand in the whole training split.
+            total: images in the whole training split.
+
+        Raises:
+            UsageError: if it cannot.
+        """
+        del train, rows, total
 
     def craft(self, job: Crafting) -> Tensor:
         """Compute the perturbation.
@@ -83,6 +95,11 @@ class LinfMethod(Method):
     """A method whose budget is an l-inf ball."""
 
     epsilon: float = setting(8 / 255, "radius of the l∞ ball, in units of [0, 1]")
+
+    @property
+    def budget(self) -> Budget:
+        """The l-inf ball."""
+        return Budget("linf", self.epsilon)
 
     def __post_init__(self) -> None:
         if not 0 <= self.epsilon <= 1:

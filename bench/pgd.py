@@ -36,7 +36,7 @@ class Iterate:
 
     @property
     def delta(self) -> Tensor:
-        """x - x0, (b, 3, h, w) float32 in units of [0, 1]."""
+        """X - x0, (b, 3, h, w) float32 in units of [0, 1]."""
         return self._levels / 255
 
     def copy(self) -> Iterate:
@@ -46,7 +46,7 @@ class Iterate:
         return other
 
     def descend(self, gradient: Tensor, step_size: float) -> None:
-        """x <- Pi(x - step_size * direction), with the direction that suits the norm.
+        """X <- Pi(x - step_size * direction), with the direction that suits the norm.
 
         Args:
             gradient: (b, 3, h, w); its sign is taken for l-inf, its unit vector for l2.
@@ -66,7 +66,9 @@ class Iterate:
             kept = levels.clamp(-most, most)
         else:
             kept = self._budget.project(levels / 255) * 255
-        return torch.minimum(torch.maximum(kept, -self._origin), 255 - self._origin)
+        # A defense may have moved x0 out of the valid range; it then stays there or returns.
+        lowest, highest = -self._origin.clamp_min(0), 255 - self._origin.clamp_max(255)
+        return torch.minimum(torch.maximum(kept, lowest), highest)
 
 
 def input_gradient(objective: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

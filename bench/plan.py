@@ -124,6 +124,7 @@ class _Planner:
         missing = not self._have(artifact_of(self._store, job), title)
         self._seen[key] = missing
         if missing:
+            job.method.check(self._data.train, self._data.rows, self._data.total)
             needs = frozenset(k for s in job.surrogates if (k := self._surrogate(s)))
             images = round(len(self._data.train) * job.poison_ratio)
             work = job.method.gradient_images(images) * self._flop.of_gradient(job.method)

@@ -209,7 +209,8 @@ def _import(entry: Entry) -> ModuleType:
         return importlib.import_module(entry.module)
     name = f"unlearnable_bench_plugin_{entry.file.stem}"
     spec = importlib.util.spec_from_file_location(name, entry.file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up while it is being run
     spec.loader.exec_module(module)

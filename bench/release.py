@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.budget import Budget
-from bench.data import ImageDataset
+from bench.data import ImageDataset, chunks
 from bench.seeding import stream
 
 CHUNK = 5000
@@ -52,11 +52,14 @@ def release(dataset: ImageDataset, delta: Tensor, mask: Tensor, budget: Budget) 
         budget: the method's.
 
     Raises:
-        OverstepError: if delta is not a number somewhere or leaves the budget by more than the
-            round-off of float32.
+        OverstepError: if delta is of another shape, is not a number somewhere, or leaves the
+            budget by more than the round-off of float32.
     """
+    if delta.shape != dataset.images.shape:
+        wanted = tuple(dataset.images.shape)
+        raise OverstepError(f"delta has shape {tuple(delta.shape)}, the images {wanted}")
     images = dataset.images.clone()
-    for rows in mask.nonzero().flatten().split(CHUNK):
+    for rows in chunks(mask.nonzero().flatten(), CHUNK):
         clean, change = dataset.images[rows], delta[rows]
         _refuse(change, budget, rows)
         wished = (clean.float() + change * 255).round().clamp(0, 255)
@@ -93,15 +96,16 @@ def audit(clean: Tensor, released: Tensor, mask: Tensor, budget: Budget) -> dict
     Returns:
         Over protected images: `max_linf`, `mean_linf`, `max_l2`, `mean_l2` in units of [0, 1],
         `max_l0`, `mean_l0` in pixels, `max_levels` in grey levels, `share_changed` of components,
-        `constant_images` (all pixels equal though the clean ones were not), `within_budget`; and
-        `protected_images`, `changed_outside_mask`, over all.
+        `constant_images` (all pixels equal though the clean ones were not), `within_budget`, and
+        `nan`, which is 0, since a delta with any is refused; and `protected_images`,
+        `changed_outside_mask`, over all.
     """
     sums = {"linf": 0.0, "l2": 0.0, "l0": 0.0}
     most = {"linf": 0.0, "l2": 0.0, "l0": 0.0}
     changed = constant = 0
     within = True
     rows_of = mask.nonzero().flatten()
-    for rows in rows_of.split(CHUNK):
+    for rows in chunks(rows_of, CHUNK):
         levels = released[rows].to(torch.int16) - clean[rows].to(torch.int16)
         delta = levels.float() / 255
         for norm in ("linf", "l2", "l0"):
@@ -120,6 +124,7 @@ def audit(clean: Tensor, released: Tensor, mask: Tensor, budget: Budget) -> dict
         "max_levels": round(most["linf"] * 255),
         "share_changed": changed / (count * clean[0].numel()),
         "constant_images": constant,
+        "nan": 0,
         "within_budget": within,
         "changed_outside_mask": int((released[~mask] != clean[~mask]).flatten(1).any(1).sum()),
     }

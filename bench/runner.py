@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 from bench.crafting import Monitor
 from bench.device import configure
@@ -22,8 +22,8 @@ from bench.plan import Task
 from bench.progress import Display, duration
 from bench.registry import ROOT
 from bench.session import Opened, Session, cores
-from bench.worker import Relay, attempt
 from bench.work import Workshop
+from bench.worker import Relay, attempt
 
 
 @dataclass
@@ -90,7 +90,7 @@ def run(
 
 
 def run_session(
-    session: Session, workers: int | None, threads: int | None, stream: IO[str]
+    session: Session, workers: int | None, threads: int | None, stream: TextIO
 ) -> Outcome:
     """Like `run`, with the session made already and progress written to a stream."""
     started = time.monotonic()
@@ -294,7 +294,7 @@ class _Worker:
 class _Loading:
     """Says what loading a data set is doing, where that takes long."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream, self._last, self._what = stream, time.monotonic(), ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
@@ -308,7 +308,7 @@ class _Loading:
 
 
 @contextmanager
-def _output(quiet: bool) -> Iterator[IO[str]]:
+def _output(quiet: bool) -> Iterator[TextIO]:
     if not quiet:
         yield sys.stderr
         return

@@ -1,6 +1,6 @@
 """A few images of every crafted set, kept beside the records so that reports need no store.
 
-    results/NAME/samples/sep-2c3d4e5f6a7b.png      clean images above, protected ones below
+results/NAME/samples/sep-2c3d4e5f6a7b.png      clean images above, protected ones below
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def write_sample(file: Path, clean: Tensor, released: Tensor, labels: Tensor, ma
     rows = mask.nonzero().flatten()
     firsts = [int(rows[labels[rows] == label][0]) for label in labels[rows].unique()]
     chosen = (firsts + [row for row in rows.tolist() if row not in firsts])[:COUNT]
-    strips = [np.concatenate(list(_channels_last(images[chosen])), 1) for images in (clean, released)]
+    strips = [
+        np.concatenate(list(_channels_last(images[chosen])), 1) for images in (clean, released)
+    ]
     buffer = BytesIO()
     facts = PngInfo()
     facts.add_text("images", str(len(chosen)))

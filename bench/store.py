@@ -24,7 +24,7 @@ from filelock import FileLock
 from bench.errors import UsageError
 from bench.files import write_text, write_with
 
-Fill = Callable[[IO[bytes]], None]
+Fill = Callable[[IO[bytes]], object]
 MANIFEST = "manifest.json"
 
 

@@ -93,7 +93,7 @@ class Training:
         prepared = defense.prepare(released, self._stream("prepare"))
         self._batches = Batches(prepared, recipe, device)
         self.network = defense.build(arch, released, self._stream("build"))
-        self.network.to(device, memory_format=torch.channels_last)
+        self.network.to(device).to(memory_format=torch.channels_last)
         self.network.precision = precision
         self._optimizer = torch.optim.SGD(
             self.network.parameters(),
@@ -104,8 +104,8 @@ class Training:
             foreach=True,
         )
         self._epoch = 0
-        self._logits: Tensor | None = None
-        self.network.register_forward_hook(self._keep_logits)
+        self._last = _LastLogits()
+        self.network.register_forward_hook(self._last)
 
     @property
     def epoch(self) -> int:
@@ -147,8 +147,9 @@ class Training:
                 torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_grad)
             self._optimizer.step()
             loss_sum += loss * len(labels)
-            if self._logits is not None and len(self._logits) == len(labels):
-                correct += (self._logits.argmax(1) == soft_labels.argmax(1)).sum()
+            logits = self._last.value
+            if logits is not None and len(logits) == len(labels):
+                correct += (logits.argmax(1) == soft_labels.argmax(1)).sum()
             seen += len(labels)
             advance(len(labels))
         self._epoch += 1
@@ -194,14 +195,22 @@ class Training:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
 
-    def _keep_logits(self, module: torch.nn.Module, inputs: Any, logits: Tensor) -> None:
-        # An attack evaluates in eval mode; only the pass that is learned from counts.
-        del inputs
-        if module.training:
-            self._logits = logits.detach()
-
     def _stream(self, *purpose: str | int) -> torch.Generator:
         return stream(*self._purpose, *purpose)
+
+
+class _LastLogits:
+    """A forward hook that keeps the logits of the last pass that was learned from.
+
+    An object of its own: whoever copies the network copies its hooks and all that they hold.
+    """
+
+    value: Tensor | None = None
+
+    def __call__(self, module: torch.nn.Module, inputs: Any, logits: Tensor) -> None:
+        del inputs
+        if module.training:  # an attack evaluates in eval mode
+            self.value = logits.detach()
 
 
 def accuracy(confusion: Tensor) -> float:

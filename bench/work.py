@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -148,19 +148,23 @@ class Workshop:
             )
             released = release(train, job.method.craft(crafting), mask, job.method.budget)
             clock.save()
-            arrays = {
-                "images": released.images.numpy(),
-                "labels": train.labels.numpy(),
-                "mask": mask.numpy(),
-                "rows": self._data.rows.numpy(),
-            }
+
+            def write(file: IO[bytes]) -> None:
+                np.savez(
+                    file,
+                    images=released.images.numpy(),
+                    labels=train.labels.numpy(),
+                    mask=mask.numpy(),
+                    rows=self._data.rows.numpy(),
+                )
+
             facts = {
                 "audit": released.audit,
                 "gradient_images": crafting.gradient_images,
                 **clock.read(),
                 **provenance(self._device),
             }
-            artifact.publish({"released.npz": lambda file: np.savez(file, **arrays)}, facts)
+            artifact.publish({"released.npz": write}, facts)
         return f"l∞ {released.audit['max_levels']}/255"
 
     def _train_victim(self, cell: Cell) -> str:

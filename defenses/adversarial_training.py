@@ -1,6 +1,7 @@
 """Adversarial training: learn from the worst images near the released ones.
 
-Madry, Aleksander, et al. "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018:
+Madry, Aleksander, et al. "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR
+2018:
 
     min over w  E [ max over |delta|_inf <= epsilon of  CE(f_w(x + delta), y) ]
 

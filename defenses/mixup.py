@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,21 +53,20 @@ class Mixup(Defense):
 def draw_weights(alpha: float, count: int, stream: torch.Generator) -> Tensor:
     """Independent lambda ~ Beta(alpha, alpha).
 
-    If g and h are independent with law Gamma(alpha), then g / (g + h) has exactly this law.
-    `torch.distributions.Beta` computes it so, too, but from the global generator; the sampler
-    beneath it takes ours. Double precision, because g and h are tiny where alpha is small.
+    PyTorch's own sampler draws from the global generator alone. NumPy's is exact for every alpha,
+    and that of `RandomState` is promised to stay as it is.
 
     Args:
         alpha: above 0.
         count: how many.
-        stream: random numbers.
+        stream: random numbers; it seeds NumPy's.
 
     Returns:
         (count,) float32 in [0, 1], on the CPU.
     """
-    shape = torch.full((2, count), alpha, dtype=torch.float64)
-    g, h = torch._standard_gamma(shape, generator=stream)
-    return (g / (g + h)).float()
+    seed = int(torch.randint(2**32, (1,), generator=stream))
+    drawn = np.random.RandomState(seed).beta(alpha, alpha, count)
+    return torch.from_numpy(drawn).float()
 
 
 def mix(values: Tensor, partners: Tensor, weights: Tensor) -> Tensor:

@@ -8,11 +8,14 @@ a fixed, cleanly trained surrogate f and random differentiable crops and flips T
 The settings are those of the authors' code of September 2021, whose step is a twentieth of
 epsilon; the paper does not print it, the June version took a tenth, and SEP's appendix says 1/255.
 Of several restarts the one with the least loss over all images is kept; that loss is taken once
-more at the end of each restart, where the code reuses the one of the last step.
+more at the end of each restart, under the same draws of T for all, where the code reuses the one
+of the last step. The surrogate has PyTorch's default initialisation, the authors' a Kaiming one,
+and the start is clipped to [0, 1], too.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,6 +26,7 @@ from torch import Tensor
 from bench.augment import draw_shifts, shift
 from bench.component import setting
 from bench.crafting import Crafting
+from bench.data import chunks
 from bench.method import LinfMethod, Surrogate
 from bench.network import Network
 from bench.pgd import Iterate, input_gradient
@@ -74,10 +78,10 @@ class AdversarialPoison(LinfMethod):
     def craft(self, job: Crafting) -> Tensor:
         """The restart with the least loss over all protected images."""
         (model,) = job.trained(0)
-        best, least = torch.zeros(0), float("inf")
+        best, least = torch.zeros(0), math.inf
         for restart in range(self.restarts):
             delta, loss = self.attempt(job, model, restart)
-            if loss < least:
+            if restart == 0 or loss < least:
                 best, least = delta, loss
         return best
 
@@ -106,7 +110,7 @@ class AdversarialPoison(LinfMethod):
         if self.restarts == 1:
             return delta, 0.0
         loss = 0.0
-        for number, rows in enumerate(job.mask.nonzero().flatten().split(self.batch)):
+        for number, rows in enumerate(chunks(job.mask.nonzero().flatten(), self.batch)):
             images, labels = job.batch(rows)
             x = images.float() / 255 + delta[rows].to(job.device)
             with torch.no_grad():

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bench.component import setting
 from bench.crafting import Crafting
+from bench.data import chunks
 from bench.method import Method
 from bench.registry import METHODS
 
@@ -49,7 +50,8 @@ class ConvolutionShortcut(Method):
         filters = class_filters(job.classes, self.kernel, self.blur, job.seed).to(job.device)
         delta = torch.zeros(job.dataset.images.shape)
         for label in range(job.classes):
-            for rows in ((job.dataset.labels == label) & job.mask).nonzero().flatten().split(5000):
+            members = ((job.dataset.labels == label) & job.mask).nonzero().flatten()
+            for rows in chunks(members, 5000):
                 images, _ = job.batch(rows)
                 x = images.float() / 255
                 kernel = filters[label].expand(3, 1, -1, -1)
@@ -67,7 +69,7 @@ def class_filters(classes: int, size: int, blur: float, seed: int) -> Tensor:
     The draws follow the released code with NumPy's legacy generator: for each class three filters
     of uniforms, of which the first is used, then row and column of the 1.
     """
-    draws = np.random.RandomState(seed)
+    draws = np.random.RandomState(seed % 2**32)
     filters = np.empty((classes, size, size))
     for label in range(classes):
         filters[label] = draws.uniform(0, blur, 3 * size * size)[: size * size].reshape(size, size)

@@ -144,7 +144,7 @@ class VarianceReduced(FeatureAligned):
         # One draw for all images: the released scripts draw with NumPy's legacy generator, and
         # nothing else draws from it, so every chunk sees the same checkpoints.
         shape = (self.steps, self.inner_steps)
-        drawn = np.random.RandomState(job.seed).randint(0, len(objectives), shape)
+        drawn = np.random.RandomState(job.seed % 2**32).randint(0, len(objectives), shape)
         for k_of_step in drawn:
             g = torch.stack(
                 [objective.gradient(x.images, target_labels) for objective in objectives]

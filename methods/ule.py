@@ -10,7 +10,7 @@ f classifies nearly all protected images rightly. The network takes images witho
 and they are not augmented.
 
 The released evaluation clips the noise to [0, epsilon] before adding it, so that its negative half
-is lost; `negatives=dropped` reproduces that. Sample-wise noise is stored clipped to epsilon and
+is lost; `negatives=dropped` reproduces that, though not that it then rounds down. Sample-wise noise is stored clipped to epsilon and
 before the clamp to [0, 1], as in the code.
 """
 
@@ -53,6 +53,13 @@ class ErrorMinimising(LinfMethod):
     negatives: Literal["keep", "dropped"] = setting("keep", "dropped: released evaluation")
     surrogate: str = setting("rn18", "the network's architecture")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch < 1 or min(self.train_steps, self.noise_steps, self.max_rounds) < 0:
+            raise ValueError("batch must be 1 or more, and steps and rounds 0 or more")
+        if not 0 < self.subset <= 1:
+            raise ValueError(f"subset={self.subset:g} must lie above 0 and at most at 1")
+
     def gradient_images(self, images: int) -> int:
         """An estimate: ten rounds."""
         steps = self.noise_steps if self.per == "sample" else self.subset
@@ -61,7 +68,7 @@ class ErrorMinimising(LinfMethod):
     def craft(self, job: Crafting) -> Tensor:
         """Rounds of training and of noise until the network errs on almost nothing."""
         state = Alternation(job, self)
-        while state.rounds < self.max_rounds and not state.learned:
+        while state.rounds < self.max_rounds and not state.learned and len(state.rows):
             state.train()
             if self.per == "sample":
                 state.improve_samples()

@@ -95,9 +95,7 @@ def test_an_installed_distribution_adds_methods(tmp_path: Path, monkeypatch) -> 
     info = tmp_path / "theirs-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[unlearnable_bench.methods]\ntheirs = theirs:Extra\n"
-    )
+    (info / "entry_points.txt").write_text("[unlearnable_bench.methods]\ntheirs = theirs:Extra\n")
     monkeypatch.syspath_prepend(tmp_path)
     registry = Registry("method", "METHODS", "methods")
     assert registry.entries["theirs"].summary == "From elsewhere."

@@ -11,9 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(
-    file
-    for folder in ("bench", "methods", "defenses")
-    for file in (ROOT / folder).rglob("*.py")
+    file for folder in ("bench", "methods", "defenses") for file in (ROOT / folder).rglob("*.py")
 )
 LEAVES_TO_USERS = [
     {"errors", "seeding", "files", "augment"},

@@ -126,7 +126,16 @@ def test_kill_minus_nine_anywhere_and_the_same_command_continues(
     finished: Path, tmp_path: Path
 ) -> None:
     arguments = ["--methods", SMALL.methods, "--archs", SMALL.archs, "--dataset", SMALL.dataset]
-    arguments += ["--recipe", SMALL.recipe, "--precision", "fp32", "--workers", "2", "--threads", "1"]
+    arguments += [
+        "--recipe",
+        SMALL.recipe,
+        "--precision",
+        "fp32",
+        "--workers",
+        "2",
+        "--threads",
+        "1",
+    ]
     arguments += ["--results-dir", str(tmp_path / "results"), "--store", str(tmp_path / "store")]
     command = [sys.executable, str(ROOT / "run_bench.py"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,412 @@
+"""`file:PATH`: what is read, where it lands, and what is said when it does not fit."""
+
+import io
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bench
+from bench.component import build, canonical, parse_one
+from bench.crafting import Crafting
+from bench.data import ImageDataset, Places, balanced_rows
+from bench.datasets.folder import Folder
+from bench.datasets.synthetic import Synthetic
+from bench.errors import UsageError
+from bench.grid import Expansion, Grid
+from bench.method import Method
+from bench.record import load_results
+from bench.registry import METHODS
+from bench.release import draw_mask, release
+
+NOWHERE = Places(Path("none"), Path("none"), download=False)
+WHOLE = Synthetic(train=40, test=8, size=8).load(NOWHERE).train
+ROWS = balanced_rows(WHOLE.labels, 12)
+PART = WHOLE.subset(ROWS)
+"""What a recipe of twelve images trains on."""
+
+
+def changed(images: torch.Tensor, by: int = 3) -> np.ndarray:
+    """A crafted copy, (n, h, w, 3) uint8: one corner a few grey levels off."""
+    crafted = images.permute(0, 2, 3, 1).numpy().copy()
+    corner = crafted[:, 0, 0]
+    crafted[:, 0, 0] = np.where(corner > 127, corner - by, corner + by)
+    return crafted
+
+
+CRAFTED = changed(WHOLE.images)
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., str]:
+    """Writes an .npz and returns its path."""
+
+    def write(name: str = "mine", **arrays: Any) -> str:
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        return str(tmp_path / f"{name}.npz")
+
+    return write
+
+
+def method(path: str | Path, **settings: str) -> Method:
+    pairs = "".join(f",{key}={value}" for key, value in settings.items())
+    return build(METHODS, parse_one(f"file:'{path}'{pairs}", METHODS))
+
+
+def craft(made: Method, train: ImageDataset = WHOLE, rows: torch.Tensor | None = None) -> Any:
+    """The images that are released, as (n, h, w, 3), after the check that a run begins with."""
+    rows = torch.arange(len(train)) if rows is None else rows
+    mask = torch.ones(len(train), dtype=torch.bool)
+    made.check(train, rows, len(WHOLE))
+    job = Crafting(train, rows, mask, 0, torch.device("cpu"), "fp32", lambda number: [])
+    released = release(train, made.craft(job), mask, made.budget)
+    return released.images.permute(0, 2, 3, 1).numpy()
+
+
+def failure(call: Callable[[], object]) -> str:
+    """The message of the UsageError a call ends in; it must be one line."""
+    with pytest.raises(UsageError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- arrays -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        CRAFTED,
+        CRAFTED.transpose(0, 3, 1, 2),
+        CRAFTED / 255,
+        (CRAFTED / np.float32(255)).astype(np.float32),
+        ((CRAFTED + 0.4) / 255).clip(0, 1),
+    ],
+    ids=["uint8", "channels first", "float64", "float32", "rounded"],
+)
+def test_every_layout_and_dtype_releases_the_same_bytes(images: np.ndarray, save: Any) -> None:
+    assert (craft(method(save(images=images))) == CRAFTED).all()
+
+
+def test_npy_holds_images_alone(tmp_path: Path) -> None:
+    np.save(tmp_path / "mine.npy", CRAFTED)
+    assert (craft(method(tmp_path / "mine.npy")) == CRAFTED).all()
+
+
+def test_whole_set_serves_a_part(save: Any) -> None:
+    file = save(images=CRAFTED, labels=WHOLE.labels.numpy())
+    assert (craft(method(file), PART, ROWS) == CRAFTED[ROWS]).all()
+
+
+def test_exact_part_without_rows(save: Any) -> None:
+    file = save(images=CRAFTED[ROWS], labels=PART.labels.numpy())
+    assert (craft(method(file), PART, ROWS) == CRAFTED[ROWS]).all()
+
+
+@pytest.mark.parametrize("key", ["rows", "index"])
+def test_rows_say_which_images_are_replaced_in_any_order(key: str, save: Any) -> None:
+    rows = np.array([30, 2, 17])
+    got = craft(method(save(images=CRAFTED[rows], **{key: rows})))
+    wished = WHOLE.images.permute(0, 2, 3, 1).numpy().copy()
+    wished[rows] = CRAFTED[rows]
+    assert (got == wished).all()
+
+
+def test_rows_outside_the_part_are_passed_over(save: Any) -> None:
+    rows = np.arange(len(WHOLE))[::-1].copy()
+    assert (craft(method(save(images=CRAFTED[rows], rows=rows)), PART, ROWS) == CRAFTED[ROWS]).all()
+
+
+def test_images_in_a_wrong_order_are_noticed_unless_rows_vouch_for_them(save: Any) -> None:
+    order = np.arange(len(WHOLE))[::-1].copy()
+    moved = CRAFTED[order]
+    assert "no nearer to the clean ones" in failure(lambda: craft(method(save(images=moved))))
+    vouched = save(images=moved, rows=np.arange(len(WHOLE)))
+    assert (craft(method(vouched)) == moved).all()
+
+
+# --- folders ----------------------------------------------------------------------------------
+
+
+def draw(file: Path, image: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+
+
+@pytest.mark.parametrize("name", ["{row}.png", "{row:05}.png", "{label}/{row}.png", "x/{row}.bmp"])
+def test_files_named_after_rows(name: str, tmp_path: Path) -> None:
+    for row, image in enumerate(CRAFTED):
+        label = WHOLE.classes[int(WHOLE.labels[row])]
+        draw(tmp_path / "mine" / name.format(row=row, label=label), image)
+    (tmp_path / "mine" / "notes.txt").write_text("not an image")
+    assert (craft(method(tmp_path / "mine")) == CRAFTED).all()
+    assert (craft(method(tmp_path / "mine"), PART, ROWS) == CRAFTED[ROWS]).all()
+
+
+def test_class_folders_follow_the_order_of_a_folder_data_set(tmp_path: Path) -> None:
+    for half in ("train", "test"):
+        for row, image in enumerate(WHOLE.images.permute(0, 2, 3, 1).numpy()):
+            # Numbers that repeat from class to class, and class names of which one begins another.
+            label = ["a", "a b", "b", "c"][int(WHOLE.labels[row])]
+            draw(tmp_path / "own" / half / label / f"{row // 4}.png", image)
+    places = Places(tmp_path, tmp_path / "cache", download=False)
+    train = Folder(str(tmp_path / "own")).load(places).train
+    shutil.copytree(tmp_path / "own" / "train", tmp_path / "crafted")
+    for file in (tmp_path / "crafted").rglob("*.png"):
+        image = torch.from_numpy(np.array(Image.open(file)))
+        draw(file, changed(image.permute(2, 0, 1)[None])[0])
+    assert (craft(method(tmp_path / "crafted"), train) == changed(train.images)).all()
+
+    next((tmp_path / "crafted" / "a").iterdir()).unlink()
+    message = failure(lambda: craft(method(tmp_path / "crafted"), train))
+    assert "has 9 images of 'a', but the run trains on 10" in message
+    shutil.rmtree(tmp_path / "crafted" / "a")
+    got = craft(method(tmp_path / "crafted"), train)
+    absent = (train.labels == 0).numpy()
+    assert (got[absent] == train.images.permute(0, 2, 3, 1).numpy()[absent]).all()
+    assert (got[~absent] == changed(train.images)[~absent]).all()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no images"),
+        ({"x/a.png": 8}, "in 'x', which is no class of it"),
+        ({"a.png": 8}, "images at its top"),
+        ({"1.png": 9}, "has 9 x 9 pixels; 8 x 8 are needed"),
+        ({"40.png": 8}, "replaces row 40, but rows of the training split run from 0 to 39"),
+        ({"pattern 1/0.png": 8}, "labels of 1 of 1 images"),
+    ],
+)
+def test_folders_that_do_not_fit(files: dict[str, int], message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name, size in files.items():
+        draw(tmp_path / "mine" / name, np.zeros((size, size, 3), np.uint8))
+    assert message in failure(lambda: craft(method(tmp_path / "mine")))
+
+
+def test_pictures_that_cannot_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "mine" / "3.png"
+    file.parent.mkdir()
+    Image.new("RGBA", (8, 8)).save(file)
+    assert "pixels of kind RGBA" in failure(lambda: craft(method(file.parent)))
+    file.write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    assert "cannot read the image" in failure(lambda: craft(method(file.parent)))
+    Image.new("1", (30_000, 30_000)).save(file)  # small on disk, huge in memory
+    assert "3.png" in failure(lambda: craft(method(file.parent)))
+
+
+# --- what does not fit ------------------------------------------------------------------------
+
+ONE = {"images": CRAFTED}
+LABELS = WHOLE.labels.numpy()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": CRAFTED}, "holds pictures but no 'images'"),
+        ({"images": CRAFTED.astype(np.int64)}, "holds images as int64; save uint8, or float"),
+        ({"images": CRAFTED[:0]}, "holds no images"),
+        ({"images": np.array(3.0)}, "holds no images"),
+        ({"images": CRAFTED[:, :7]}, "shape (40, 7, 8, 3), where synthetic needs (n, 8, 8, 3)"),
+        ({"images": CRAFTED[..., 0]}, "shape (40, 8, 8)"),
+        ({"images": CRAFTED[:39]}, "holds 39 images; give the 40 that this run trains on in order"),
+        ({"images": CRAFTED.astype(float)}, "float images between 0 and 255"),
+        ({"images": CRAFTED / 255 - 0.01}, "float images between -0.01 and"),
+        ({**ONE, "labels": (LABELS + (LABELS == 3)) % 4}, "labels of 10 of 40 images"),
+        ({**ONE, "labels": LABELS[:39]}, "'labels' as int64 of shape (39,), where whole numbers"),
+        ({**ONE, "labels": LABELS / 1}, "'labels' as float64"),
+        ({**ONE, "rows": np.arange(40) - 1}, "replaces row -1"),
+        ({**ONE, "rows": np.arange(40) + 1}, "replaces row 40"),
+        ({**ONE, "rows": np.arange(40) // 2}, "names row 0 more than once"),
+        ({**ONE, "labels": np.array([None] * 40)}, "holds Python objects"),
+    ],
+)
+def test_arrays_that_do_not_fit(arrays: dict[str, Any], message: str, save: Any) -> None:
+    assert message in failure(lambda: craft(method(save(**arrays))))
+
+
+def test_labels_that_disagree_are_counted_and_placed(save: Any) -> None:
+    labels = LABELS.copy()
+    labels[[7, 20]] = 2, 1
+    message = failure(lambda: craft(method(save(**ONE, labels=labels))))
+    assert "labels of 2 of 40 images" in message
+    assert "first in row 7: 2, where it has 3" in message
+
+
+def test_not_a_number_is_refused_with_its_image(save: Any) -> None:
+    images = CRAFTED / 255
+    images[5, 0, 0, 0] = np.nan
+    assert "first in image 5" in failure(lambda: craft(method(save(images=images))))
+
+
+def test_part_of_another_size_says_both_numbers(save: Any) -> None:
+    message = failure(lambda: craft(method(save(images=CRAFTED[:20])), PART, ROWS))
+    assert "holds 20 images; give the 12 that this run trains on, or the 40 of" in message
+
+
+def test_rows_that_the_run_does_not_train_on(save: Any) -> None:
+    rows = np.setdiff1d(np.arange(40), ROWS)
+    file = save(images=CRAFTED[rows], rows=rows)
+    assert "replaces none of the 12 images" in failure(lambda: craft(method(file), PART, ROWS))
+
+
+def test_files_that_are_no_sets_are_refused_at_once(tmp_path: Path, save: Any) -> None:
+    assert "does not exist" in failure(lambda: method(tmp_path / "nothing.npz"))
+    (tmp_path / "text.npz").write_text("images")
+    assert "neither an .npz nor an .npy" in failure(lambda: method(tmp_path / "text.npz"))
+    file = Path(save(**ONE))
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "is damaged" in failure(lambda: method(file))
+    (tmp_path / "short.npy").write_bytes(b"\x93NUMPY\x01\x00")
+    assert "is damaged" in failure(lambda: craft(method(tmp_path / "short.npy")))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    assert "Python objects" in failure(lambda: craft(method(tmp_path / "objects.npy")))
+    assert "must lie between 0 and 1" in failure(lambda: method(save(**ONE), epsilon="8"))
+    assert "needs its path" in failure(lambda: parse_one("file", METHODS))
+
+
+def test_archive_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    np.lib.format.write_array(content, np.zeros((1000, 64, 64, 3)))
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", content.getvalue())
+    assert (tmp_path / "bomb.npz").stat().st_size < 200_000
+    message = failure(lambda: craft(method(tmp_path / "bomb.npz")))
+    assert "unpacks 'images' to 98 MB" in message
+
+
+def test_flipped_byte_in_the_archive_is_noticed(save: Any) -> None:
+    file = Path(save(**ONE))
+    content = bytearray(file.read_bytes())
+    content[2000] ^= 1
+    file.write_bytes(content)
+    assert "is damaged" in failure(lambda: craft(method(file)))
+
+
+# --- budget and identity ----------------------------------------------------------------------
+
+
+def test_epsilon_is_a_bound_that_the_set_must_keep(save: Any) -> None:
+    file = save(**ONE)
+    kept = method(file, epsilon="3/255")
+    assert (craft(kept) == CRAFTED).all()
+    assert str(kept.budget) == "l∞ 3/255"
+    message = failure(lambda: craft(method(file, epsilon="2/255")))
+    assert "by 3/255, more than epsilon=2/255" in message
+
+
+def test_identity_is_the_content(tmp_path: Path, save: Any) -> None:
+    file = Path(save(**ONE))
+    (tmp_path / "deep").mkdir()
+    other = shutil.copy(file, tmp_path / "deep" / "renamed.npz")
+    assert method(file).identity() == method(other).identity()
+    assert str(tmp_path) not in str(method(file).identity())
+    assert method(file).identity() != method(file, epsilon="0.1").identity()
+    assert method(file).identity() != method(save("other", images=CRAFTED + 1)).identity()
+    assert method(file).title == "file:mine"
+    assert method(other).title == "file:renamed"
+
+
+def test_identity_of_a_folder_is_names_and_contents(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        draw(tmp_path / name / "1.png", CRAFTED[1])
+    assert method(tmp_path / "one").identity() == method(tmp_path / "two").identity()
+    (tmp_path / "two" / "1.png").rename(tmp_path / "two" / "2.png")
+    assert method(tmp_path / "one").identity() != method(tmp_path / "two").identity()
+
+
+def test_set_that_changes_during_a_run_is_noticed(save: Any) -> None:
+    made = method(save(**ONE))
+    made.identity()
+    save(images=changed(WHOLE.images, 4))
+    assert "has changed since this run began" in failure(lambda: craft(made))
+
+
+def test_labels_of_tables_and_canonical_text(save: Any, tmp_path: Path) -> None:
+    file = save("a,b", **ONE)
+    methods = f"file:({file}),file:path=({file}),file:({file}),epsilon=3/255"
+    expansion = Expansion(Grid(methods=methods, dataset="synthetic"))
+    assert [label for label, _ in expansion.methods] == [
+        "clean",
+        "file:a,b",
+        "file:a,b:epsilon=0.01176",
+    ]
+    for _, made in expansion.methods:
+        again = build(METHODS, parse_one(canonical(made, METHODS), METHODS))
+        assert again.identity() == made.identity()
+    # --epsilon tells methods what to craft to; somebody's finished set is not crafted.
+    with pytest.raises(UsageError, match="none of"):
+        Expansion(Grid(methods=f"file:({file})", dataset="synthetic", epsilon=0.1))
+
+
+# --- through the grid -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """Runs methods on a small grid in folders of its own; returns the store."""
+    folder = tmp_path_factory.mktemp("run")
+
+    def start(methods: str) -> Path:
+        grid = Grid(
+            methods=methods,
+            archs="rn18:width=0.0625",
+            dataset="synthetic",
+            recipe="quick:epochs=2,train_images=none,curve_images=none",
+        )
+        outcome = bench.run(
+            grid,
+            results_dir=folder / "results",
+            store=folder / "store",
+            data_dir=folder,
+            workers=1,
+            download=False,
+            quiet=True,
+        )
+        assert not outcome.failed
+        return folder
+
+    threads = torch.get_num_threads()
+    yield start
+    torch.set_num_threads(threads)
+
+
+def test_released_set_of_the_suite_gives_the_same_curve_again(run: Callable[..., Path]) -> None:
+    folder = run("noise")
+    (crafted,) = (folder / "store" / "crafted").glob("noise-*/released.npz")
+    run(f"file:({crafted})")
+    records = load_results(folder / "results").set_index("method")
+    assert set(records.index) == {"clean", "noise", "file"}
+    assert records.loc["file", "curve"] == records.loc["noise", "curve"]
+    assert records.loc["file", "curve"] != records.loc["clean", "curve"]
+    assert records.loc["file", "confusion"] == records.loc["noise", "confusion"]
+    assert records.loc["file", "audit"] == records.loc["noise", "audit"]
+    assert records.loc["file", "method_label"] == "file:released"
+
+
+def test_set_for_another_data_set_ends_the_run_before_anything_is_trained(
+    run: Callable[..., Path], save: Any
+) -> None:
+    file = save(**ONE)
+    assert "where synthetic needs (n, 16, 16, 3)" in failure(
+        lambda: run(f"sep:checkpoints=2,file:({file})")
+    )
+
+
+def test_mask_of_a_run_leaves_the_rest_clean(save: Any) -> None:
+    mask = draw_mask(len(WHOLE), 0.5, 0)
+    made = method(save(**ONE))
+    job = Crafting(WHOLE, torch.arange(40), mask, 0, torch.device("cpu"), "fp32", lambda n: [])
+    released = release(WHOLE, made.craft(job), mask, made.budget)
+    assert released.audit["protected_images"] == 20
+    assert released.audit["changed_outside_mask"] == 0
+    assert (released.images[~mask] == WHOLE.images[~mask]).all()
