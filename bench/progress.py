@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -27,8 +28,17 @@ class Display:
         self._running: list[str] = []
         self._bar = None
         if stream.isatty():
-            form = "{percentage:3.0f} % |{bar}| {elapsed}, {remaining} left {postfix}"
-            self._bar = tqdm(total=self._total, bar_format=form, file=stream, smoothing=0.05)
+            form = "{percentage:3.0f} % |{bar}| {elapsed}, {remaining} left{postfix}"
+            # Some pseudo-terminals claim a size of zero, which tqdm takes as no room for a bar.
+            columns, rows = shutil.get_terminal_size()
+            self._bar = tqdm(
+                total=self._total,
+                bar_format=form,
+                file=stream,
+                smoothing=0.05,
+                ncols=columns,
+                nrows=rows,
+            )
 
     def advance(self, flop: float) -> None:
         """So much more is done."""

@@ -10,8 +10,8 @@ f classifies nearly all protected images rightly. The network takes images witho
 and they are not augmented.
 
 The released evaluation clips the noise to [0, epsilon] before adding it, so that its negative half
-is lost; `negatives=dropped` reproduces that, though not that it then rounds down. Sample-wise noise is stored clipped to epsilon and
-before the clamp to [0, 1], as in the code.
+is lost; `negatives=dropped` reproduces that, but not the rounding down that follows there.
+Sample-wise noise is stored clipped to epsilon and before the clamp to [0, 1], as in the code.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from bench.data import Places, Splits
 from bench.datasets.cifar import Cifar10
@@ -11,6 +12,10 @@ from tests.realdata import DATA, real_data_dir
 
 # Small tensors gain nothing from threads, and sums then have one order on every machine.
 torch.set_num_threads(1)
+
+# How long a case takes says nothing on a shared machine; equal cases make failures repeatable.
+settings.register_profile("bench", deadline=None, derandomize=True)
+settings.load_profile("bench")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
