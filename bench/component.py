@@ -214,24 +214,6 @@ def build(
         raise UsageError(f"{registry.kind} '{spec.name}': {error}") from None
 
 
-def rebuild(registry: Registry, identity: Mapping[str, Any]) -> Any:
-    """The component of an identity that `Component.identity` wrote.
-
-    Raises:
-        UsageError: if the component now has another version or other settings.
-    """
-    cls = registry.get(identity["name"])
-    if cls.version != identity["version"]:
-        raise UsageError(
-            f"{registry.kind} '{cls.name}' is now version {cls.version}, not {identity['version']}"
-        )
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in identity["settings"].items()}
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise UsageError(f"{registry.kind} '{cls.name}': {error}") from None
-
-
 def coerce(text: str, hint: Any) -> Any:
     """Turn typed text into a value of the annotated type.
 

@@ -103,7 +103,8 @@ class Arch(Component):
         """A freshly initialised network whose weights depend on the generator alone."""
         # PyTorch's initialisers draw from the global generator, so it is borrowed and given back.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+            seed = int(torch.randint(2**62, (1,), generator=generator))
+            torch.default_generator.manual_seed(seed)
             body, features = self.body(image_size)
             return Network(body, features, classes, mean, std)
 

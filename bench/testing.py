@@ -57,7 +57,8 @@ def check_method(method: Method | str, dataset: ImageDataset | None = None) -> N
     """Raise AssertionError for the first law that a protection method breaks.
 
     Args:
-        method: for instance `"sep:checkpoints=2,steps=2"`, or an object.
+        method: for instance `"sep:checkpoints=2,steps=2"`, or an object; an object's settings stay,
+            so give it a narrow surrogate if it builds one itself.
         dataset: clean training images; a small synthetic set if left out.
     """
     method = small_method(method) if isinstance(method, str) else method

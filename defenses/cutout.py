@@ -42,10 +42,9 @@ class Cutout(Defense):
         count, _, height, width = images.shape
         down = torch.randint(height, (count,), generator=step.stream).to(images.device)
         right = torch.randint(width, (count,), generator=step.stream).to(images.device)
-        hole = (
-            covered(down, self.size, height)[:, :, None] & covered(right, self.size, width)[:, None]
-        )
-        return images.masked_fill(hole[:, None], 0.0), one_hot(labels, step)
+        rows, columns = covered(down, self.size, height), covered(right, self.size, width)
+        hole = rows[:, None, :, None] & columns[:, None, None, :]
+        return images.masked_fill(hole, 0.0), one_hot(labels, step)
 
 
 def covered(centers: Tensor, size: int, length: int) -> Tensor:

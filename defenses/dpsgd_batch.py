@@ -50,8 +50,11 @@ class BatchGradientShaping(Defense):
         loss = super().backward(network, images, soft_labels, step)
         torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip)
         if self.noise:
+            # Millions of numbers a step: they are drawn where the weights are, from a seed of ours.
+            seed = int(torch.randint(2**62, (1,), generator=step.stream))
+            draws = torch.Generator(images.device).manual_seed(seed)
             for weight in network.parameters():
                 if weight.grad is not None:
-                    drawn = torch.randn(weight.shape, generator=step.stream).to(weight.device)
+                    drawn = torch.empty_like(weight).normal_(generator=draws)
                     weight.grad.add_(drawn, alpha=self.clip * self.noise)
         return loss

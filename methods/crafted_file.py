@@ -149,27 +149,28 @@ class CraftedFile(Method):
         )
 
     def _delta(self, train: ImageDataset, rows: Tensor, total: int | None) -> Tensor:
+        """What `craft` returns, or the reason why the set does not fit."""
         source = self._source()
         which, places = source.match(train, rows, total)
-        delta = torch.zeros(train.images.shape)
+        delta, most = torch.zeros(train.images.shape), torch.zeros(len(train))
         own = other = 0.0
         for chosen, here in zip(which.split(CHUNK), places.split(CHUNK), strict=True):
             images, clean = to_unit(source.read(chosen)), to_unit(train.images[here])
             delta[here] = images - clean
-            own += float(delta[here].abs().mean(dtype=torch.double)) * len(here)
-            other += float((images - clean.roll(1, 0)).abs().mean(dtype=torch.double)) * len(here)
+            most[here] = delta[here].abs().flatten(1).amax(1)
+            own += float(delta[here].abs().sum(dtype=torch.double))
+            other += float((images - clean.roll(1, 0)).abs().sum(dtype=torch.double))
         if not source.certain and len(which) > 1 and own > UNRELATED * other:
             raise UsageError(
                 f"the images of '{self.path}' are no nearer to the clean ones in their places than "
                 f"to others; {source.remedy} to say which ones they replace"
             )
-        most = float(delta.abs().max())
-        if self.epsilon is not None and most > self.epsilon * (1 + 1e-4) + 1e-6:
-            levels = round(most * 255, 3)  # free of float32's round-off
-            row = int(rows[delta.abs().flatten(1).amax(1).argmax()])
+        if self.epsilon is not None and float(most.max()) > self.epsilon * (1 + 1e-4) + 1e-6:
+            levels = round(float(most.max()) * 255, 3)  # free of float32's round-off
             raise UsageError(
-                f"'{self.path}' changes a value of row {row} by {levels:.4g}/255, more than "
-                f"epsilon={fraction(self.epsilon)}; allow it, or leave epsilon out"
+                f"'{self.path}' changes a value of row {int(rows[most.argmax()])} by "
+                f"{levels:.4g}/255, more than epsilon={fraction(self.epsilon)}; allow it, or leave "
+                "epsilon out"
             )
         return delta
 

@@ -324,6 +324,7 @@ class TestBatchGradientShaping:
     @pytest.mark.parametrize("count", [4, 32])
     def test_noise_has_the_stated_size_whatever_the_batch(self, count: int) -> None:
         noise = self.gradient(ZeroLoss(clip=2.0, noise=0.005), count)
+        assert noise.ne(0).all()  # every coordinate, biases and batch norms too
         error = 1 / math.sqrt(2 * len(noise))
         assert noise.std().item() == pytest.approx(0.01, rel=4 * error)
         assert noise.mean().abs() < 4 * 0.01 / math.sqrt(len(noise))

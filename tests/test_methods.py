@@ -667,6 +667,15 @@ def test_chunks_that_are_done_are_not_done_again(tmp_path: Path) -> None:
         assert crafting.each_chunk(perturb, 5).equal(whole)
         assert done == [0, 1, 2, 3, 4]
         assert crafting.gradient_images == int(mask.sum())
+    done.clear()
+    for _ in range(5):  # stopped at every safe point, and no time left after the last
+        crafting = job(mask=mask, scratch=tmp_path, monitor=StopsAt(1), save_every=-1.0)
+        with pytest.raises(Stopped):
+            crafting.each_chunk(perturb, 5)
+    crafting = job(mask=mask, scratch=tmp_path)
+    assert crafting.each_chunk(perturb, 5).equal(whole)
+    assert done == [0, 1, 2, 3, 4]
+    assert crafting.gradient_images == int(mask.sum())
 
 
 @pytest.mark.parametrize(
