@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.budget import Budget, Norm, fraction
+from bench.budget import Budget, fraction
 from bench.component import setting
 from bench.crafting import Crafting
 from bench.data import ImageDataset, to_unit
@@ -75,8 +75,6 @@ class CraftedFile(Method):
     python run_bench.py --methods file:mine.npz,sep
     python run_bench.py --methods "file:mine.npz,epsilon=8/255" --recipe paper
     """
-
-    norm: ClassVar[Norm] = "none"  # --epsilon is for methods that craft to it
 
     path: str = setting(MISSING, "an .npz, an .npy, or a folder of images")
     epsilon: float | None = setting(None, "refuse more than this l∞ distance; none: no bound")
