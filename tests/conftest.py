@@ -1,5 +1,6 @@
 """What all tests share: one thread, folders of their own, and the real images if there are any."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,5 +38,7 @@ def cifar10() -> Splits:
     """The real CIFAR-10, decoded once per checkout."""
     folder = real_data_dir()
     if folder is None:
+        if os.environ.get("BENCH_REQUIRE_REAL_DATA"):
+            pytest.fail("real CIFAR-10 is required here and was not found")
         pytest.skip("no real CIFAR-10: set BENCH_TEST_DATA to a data folder that has it")
     return Cifar10().load(Places(folder, cache_dir=DATA / "test-cache", download=False))
