@@ -167,6 +167,7 @@ class _Schedule:
                 else:
                     if event["event"] == "broken":
                         event = {"event": "failed", "error": event["error"]}
+                        workers[number].stop()
                         workers[number] = _Worker(number, self._session, events)
                     else:
                         idle.add(number)

@@ -196,6 +196,25 @@ def test_a_failing_method_is_recorded_and_the_others_go_on(tmp_path: Path, monke
     assert list(frame.loc["clean", "status"]) == ["done", "done"]
 
 
+def test_a_worker_that_dies_fails_its_task_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(METHODS, "_plugins", [])
+    plugin = tmp_path / "dying.py"
+    dying = FAILING.replace("failing", "dying").replace("Failing", "Dying")
+    plugin.write_text(
+        dying.replace(
+            'raise RuntimeError("no such luck")',
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        )
+    )
+    grid = replace(SMALL, methods="dying,noise")
+    outcome = go(tmp_path, grid, plugins=(str(plugin),), workers=2)
+    METHODS.__dict__.pop("entries", None)
+    assert set(outcome.failed) == {"craft dying", "dying × rn18:width=0.0625, seed 0"}
+    frame = load_results(tmp_path / "results").set_index("method")
+    assert "ended with status -9" in frame.loc["dying", "error"]
+    assert frame.loc["noise", "status"] == frame.loc["clean", "status"] == "done"
+
+
 def test_damage_in_the_store_is_noticed_and_mended(finished: Path, tmp_path: Path) -> None:
     go(tmp_path)
     for file in (tmp_path / "store").rglob("released.npz"):
