@@ -8,7 +8,9 @@ python run_bench.py --describe sep
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import re
 import resource
 import sys
@@ -53,10 +55,21 @@ DEFAULTS: dict[str, Any] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal knows ∞
     try:
         return command(vars(parser().parse_args(arguments)))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except BrokenPipeError:  # the reader has seen enough, as in `--list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(
+            f"error: {error}; nothing finished is lost, the same command goes on", file=sys.stderr
+        )
         return USAGE
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
@@ -80,7 +93,7 @@ def command(typed: dict[str, Any]) -> int:
     if typed["describe"]:
         return show_description(typed["describe"], typed["json"])
     if typed["report_only"]:
-        return show_report(Path(options["results_dir"]), None, typed["json"])
+        return show_report(_folder(options["results_dir"]), None, typed["json"])
     return run_grid(session_of(options, typed), options, typed)
 
 
@@ -148,7 +161,7 @@ def read_config(file: Path) -> dict[str, Any]:
             found = tomllib.load(handle)
     except OSError as error:
         raise UsageError(f"--config {file} cannot be read ({error.strerror})") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {file} is not valid TOML: {error}") from None
     options = {}
     for name, value in found.items():
@@ -186,9 +199,9 @@ def session_of(options: dict[str, Any], typed: dict[str, Any]) -> Session:
     limit = options["time_limit"]
     return Session(
         grid,
-        results=Path(options["results_dir"]).resolve(),
-        store=Path(options["store"]).resolve(),
-        data=Path(options["data_dir"]).resolve(),
+        results=_folder(options["results_dir"]),
+        store=_folder(options["store"]),
+        data=_folder(options["data_dir"]),
         download=not typed["offline"],
         plugins=tuple(str(Path(plugin).resolve()) for plugin in typed["plugin"]),
         deadline=None if limit is None else time.time() + seconds(str(limit)),
@@ -200,7 +213,7 @@ def run_grid(session: Session, options: dict[str, Any], typed: dict[str, Any]) -
     workers = _count("--workers", options["workers"])
     threads = _count("--threads", options["threads"])
     if typed["plan"]:
-        return show_plan(session, workers, typed["json"])
+        return show_plan(session, workers, threads, typed["json"])
     from bench.runner import announcement, run_session, summary
 
     print(announcement(session), file=sys.stderr)
@@ -220,20 +233,21 @@ def show_report(results: Path, outcome: Outcome | None, as_json: bool) -> int:
     from bench.report import write_report
     from bench.summary import Context
 
-    contexts = None
+    notes: list[str] = []
+    records = list(record.read_all(results, notes))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if outcome is not None:
         keys = {cell.key for cell in outcome.cells}
-        found = [one for one in record.read_all(results) if one["key"] in keys]
-        if not found:
-            return 0
-        contexts = {Context.of(one) for one in found}
-    report = write_report(results, contexts)
+        contexts = {Context.of(one) for one in records if one["key"] in keys}
+        records = [one for one in records if Context.of(one) in contexts]
     if as_json:
-        records = list(record.read_all(results))
-        wanted = [one for one in records if contexts is None or Context.of(one) in contexts]
-        print(json.dumps(wanted, ensure_ascii=False))
+        print(json.dumps(records, ensure_ascii=False))
+    if outcome is not None and not records:
         return 0
-    print(f"\n{report.text}\n")
+    report = write_report(results, {Context.of(one) for one in records} or None)
+    if not as_json:
+        print(f"\n{report.text}\n")
     folders = sorted({str(_short(file.parent)) for file in report.files})
     print(f"written: {len(report.files)} files in {' and '.join(folders)}", file=sys.stderr)
     return 0
@@ -266,11 +280,11 @@ def show_description(name: str, as_json: bool) -> int:
     return 0
 
 
-def show_plan(session: Session, workers: int | None, as_json: bool) -> int:
+def show_plan(session: Session, workers: int | None, threads: int | None, as_json: bool) -> int:
     """What would run."""
     from bench.estimate import plan_facts, text_of
 
-    facts = plan_facts(session, workers)
+    facts = plan_facts(session, workers, threads, sys.stderr)
     print(json.dumps(facts, ensure_ascii=False, indent=1) if as_json else text_of(facts))
     return 0
 
@@ -303,6 +317,12 @@ def _number(option: str, value: Any) -> float:
         return number(str(value))
     except ValueError as error:
         raise UsageError(f"{option}: '{value}': {error}") from None
+
+
+def _folder(value: Any) -> Path:
+    if "\0" in str(value):
+        raise UsageError("a folder's name cannot contain a zero character")
+    return Path(str(value)).expanduser().resolve()
 
 
 def _whole(option: str, value: Any) -> int:

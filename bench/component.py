@@ -40,6 +40,8 @@ class Component:
     """Set by the registry."""
     version: ClassVar[int] = 1
     """Raise it when the same settings begin to give other numbers: old artefacts then expire."""
+    source: ClassVar[str] = ""
+    """For a plug-in, a hash of its file, set by the registry."""
     paper: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """For each scale of recipe (`quick`, `standard`), the settings that differ from the paper's."""
@@ -56,7 +58,8 @@ class Component:
 
     def identity(self) -> dict[str, Any]:
         """What makes two components give the same numbers: name, version, settings."""
-        return {"name": self.name, "version": self.version, "settings": self.settings()}
+        said = {"name": self.name, "version": self.version, "settings": self.settings()}
+        return said | {"source": self.source} if self.source else said
 
     def deviations(self) -> dict[str, list[Any]]:
         """Settings that differ from the paper's defaults, as {key: [ours, paper's]}."""
@@ -87,7 +90,7 @@ class Spec:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-_SETTING = re.compile(r"[A-Za-z_]\w*=")
+_SETTING = re.compile(r"[A-Za-z_][\w-]*\s*=")
 
 
 def parse(text: str, registry: Registry) -> list[Spec]:
@@ -108,7 +111,7 @@ def parse(text: str, registry: Registry) -> list[Spec]:
             groups.append([piece])
     specs = []
     for head, *rest in groups:
-        name, colon, first = head.partition(":")
+        name, colon, first = (part.strip() for part in head.partition(":"))
         if colon and not first:
             raise UsageError(f"'{head}' ends after the colon; write {name}:key=value or {name}")
         for known in registry.match(name):
@@ -125,7 +128,8 @@ def _spec(registry: Registry, name: str, pieces: Sequence[str]) -> Spec:
     key = registry.entry(name).argument
     for position, piece in enumerate(pieces):
         if _SETTING.match(piece):
-            setting_name, _, value = piece.partition("=")
+            setting_name, _, value = (part.strip() for part in piece.partition("="))
+            setting_name = setting_name.replace("-", "_")
             if setting_name in settings:
                 raise UsageError(f"{registry.kind} '{name}': '{setting_name}' is given twice")
             settings[setting_name] = unwrap(value)
@@ -150,22 +154,23 @@ def parse_one(text: str, registry: Registry) -> Spec:
 
 def split(text: str) -> list[str]:
     """Cut at commas that stand outside brackets and quotes; empty pieces are dropped."""
-    pieces, depth, quote, current = [], 0, "", ""
+    pieces, quote, current = [], "", ""
+    closing: list[str] = []
     for character in text:
         if quote:
             quote = "" if character == quote else quote
         elif character in "'\"":
             quote = character
         elif character in "([":
-            depth += 1
-        elif character in ")]":
-            depth -= 1
-        if character == "," and not depth and not quote:
+            closing.append(")" if character == "(" else "]")
+        elif character in ")]" and (not closing or closing.pop() != character):
+            raise UsageError(f"unbalanced brackets in '{text}'")
+        if character == "," and not closing and not quote:
             pieces.append(current)
             current = ""
         else:
             current += character
-    if depth or quote:
+    if closing or quote:
         raise UsageError(f"unbalanced {'quotes' if quote else 'brackets'} in '{text}'")
     return [piece.strip() for piece in [*pieces, current] if piece.strip()]
 

@@ -115,25 +115,34 @@ class Crafting:
         """
         size = size or (1000 if self.device.type == "cuda" else 250)
         delta = torch.zeros(self.dataset.images.shape)
-        saved = self.load(f"{label}-{size}") or {"done": 0, "spent": 0}
-        if saved["done"]:
-            delta[: len(saved["delta"])] = saved["delta"]
-            self.spend(saved["spent"])
         protected = self.mask.nonzero().flatten()
-        before = self.gradient_images - saved["spent"]
-        last = time.monotonic()
+        done = part = 0
+        while saved := self._load_part(f"{label}-{size}-{part:04d}", protected[done * size :]):
+            delta[protected[done * size : saved["done"] * size]] = saved["delta"]
+            self.spend(saved["spent"])
+            done, part = saved["done"], part + 1
+        before, last = self.gradient_images, time.monotonic()
         for number, rows in enumerate(chunks(protected, size)):
-            if number < saved["done"]:
+            if number < done:
                 continue
             images, labels = self.batch(rows)
             delta[rows] = perturb(images, labels, number).float().cpu()
             if time.monotonic() - last > self.save_every:
-                end = int(rows[-1]) + 1
-                spent = self.gradient_images - before
-                state = {"done": number + 1, "spent": spent, "delta": delta[:end].clone()}
-                self.save(f"{label}-{size}", state)
-                last = time.monotonic()
+                # Only what is new since the last part: it may be a long way to the end.
+                new = delta[protected[done * size : (number + 1) * size]]
+                state = {"done": number + 1, "spent": self.gradient_images - before, "delta": new}
+                self.save(f"{label}-{size}-{part:04d}", state)
+                done, part = number + 1, part + 1
+                before, last = self.gradient_images, time.monotonic()
         return delta
+
+    def _load_part(self, name: str, rest: Tensor) -> dict[str, Any] | None:
+        """A part of a crafted set, or None if it is not there or not one."""
+        saved = self.load(name)
+        if saved is None or set(saved) != {"done", "spent", "delta"}:
+            return None
+        fits = saved["delta"].shape[1:] == self.dataset.images.shape[1:]
+        return saved if fits and 0 < len(saved["delta"]) <= len(rest) else None
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Keep a partial result, tensors and plain values, and end here if the time is up."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,6 +111,10 @@ class Places:
 
 class DatasetSource(Component):
     """A registered data set; its fields say which one exactly, never where it lies."""
+
+    measured_statistics: ClassVar[bool] = False
+    """Whether `mean` and `std` are measured on the images rather than published constants, which
+    are part of the code: who changes one raises `grid.SCHEMA`."""
 
     def load(self, places: Places) -> Splits:
         """Find, decode or download it.

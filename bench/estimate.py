@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.nn.functional as F
 
 from bench.device import configure
-from bench.plan import PASSES_PER_TRAINING_STEP, FlopTable
+from bench.plan import PASSES_PER_TRAINING_STEP, FlopTable, make_plan
 from bench.progress import duration
-from bench.runner import default_workers
+from bench.runner import Loading, default_workers
 from bench.session import Opened, Session, cores
 
 
-def plan_facts(session: Session, workers: int | None) -> dict[str, Any]:
+def plan_facts(
+    session: Session, workers: int | None, threads: int | None, stream: TextIO
+) -> dict[str, Any]:
     """What would run, what is there, and the time and disk it would take; fit for JSON.
 
     The time comes from a few training steps of the grid's first architecture on this machine.
+
+    Args:
+        session: what would run.
+        workers: as for a run.
+        threads: as for a run.
+        stream: told what loading does, where that takes long.
     """
-    opened = session.open(lambda what, done, total: None)
-    plan = opened.plan
-    workers = max(1, min(workers or default_workers(opened), len(plan.tasks)))
-    session = replace(session, threads=max(1, cores() // workers))
-    rate = measured_rate(opened, session.threads) * workers if plan.tasks else 1.0
+    opened = session.open(Loading(stream))
+    plan = make_plan(opened.cells, opened.data, opened.store, session.results)
+    workers = workers or default_workers(opened)
+    threads = threads or max(1, cores() // workers)
+    workers = max(1, min(workers, len(plan.tasks)))
+    rate = measured_rate(opened, threads) * workers if plan.tasks else 1.0
     longest = max(plan.urgency().values(), default=0.0)
     seconds = max(plan.flop / rate, longest * workers / rate)
     return {
@@ -64,7 +72,7 @@ def measured_rate(opened: Opened, threads: int) -> float:
     def step() -> None:
         F.cross_entropy(network(images), labels).backward()
         if expansion.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(expansion.device)
 
     step()
     started, steps = time.perf_counter(), 0

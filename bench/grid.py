@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bench.component import Component, Spec, build, canonical, parse, parse_one
 from bench.data import DatasetSource, ImageDataset, Splits, balanced_rows
+from bench.decoded import channel_statistics
 from bench.defense import Defense
 from bench.device import choose_device, choose_precision
 from bench.errors import UsageError
@@ -63,6 +64,10 @@ class Grid:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        # Equal grids must have equal keys, whether they were typed with 1, 1.0 or range(2).
+        for name, kind in (("seeds", tuple), ("poison_ratio", float), ("epsilon", float)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, kind(getattr(self, name)))
         if not self.seeds:
             raise UsageError("no seeds given; write --seeds 0 or --seeds 0,1,2")
         if not 0 <= self.poison_ratio <= 1:
@@ -94,12 +99,19 @@ class TrainingData:
     total: int
 
     @classmethod
-    def cut(cls, splits: Splits, recipe: Recipe, label: str) -> TrainingData:
-        """The class-balanced part of the training split that a recipe trains on."""
+    def cut(cls, splits: Splits, recipe: Recipe, source: DatasetSource) -> TrainingData:
+        """The class-balanced part of the training split that a recipe trains on.
+
+        Where mean and standard deviation are measured they are measured on that part, so that
+        they are known to whoever knows its digest.
+        """
         rows = balanced_rows(splits.train.labels, recipe.train_images)
         whole = len(rows) == len(splits.train)
         train = splits.train if whole else splits.train.subset(rows)
-        return cls(rows, train, splits.test, label, len(splits.train))
+        if source.measured_statistics and not whole:
+            mean, std = channel_statistics(train.images)
+            train = dataclasses.replace(train, mean=mean, std=std)
+        return cls(rows, train, splits.test, source.title, len(splits.train))
 
     @cached_property
     def curve_test(self) -> dict[int | None, ImageDataset]:
@@ -301,9 +313,10 @@ class Expansion:
             )
             for surrogate in method.surrogates(self.recipe)
         )
-        return CraftJob(
-            method, jobs, grid.poison_ratio, grid.craft_seed, self.precision, train_digest
-        )
+        ratio, seed = grid.poison_ratio, grid.craft_seed
+        if method.name == CONTROL:
+            ratio, seed = 1.0, 0  # nothing is drawn, so one control serves all
+        return CraftJob(method, jobs, ratio, seed, self.precision, train_digest)
 
     def _components(self, specs: list[Spec], make: Callable[[Spec], C]) -> list[tuple[str, C]]:
         """Labels and components of a list, each once."""
@@ -347,7 +360,8 @@ def _short(value: Any) -> str:
 
 def slugify(text: str) -> str:
     """Only characters that every file system takes."""
-    return "".join(c if c.isalnum() or c in "-.x" else "-" for c in text).strip("-.") or "x"
+    plain = "".join(c if (c.isascii() and c.isalnum()) or c in "-." else "-" for c in text)
+    return plain.strip("-.")[:80] or "x"
 
 
 def held_out(count: int, holdout: int, seed: int) -> tuple[Tensor, Tensor]:

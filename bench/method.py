@@ -22,7 +22,9 @@ class Surrogate:
     """A network that a method wants trained on the clean images before it crafts.
 
     Attributes:
-        arch: an architecture as typed on the command line.
+        arch: an architecture as typed on the command line, at full width unless it says
+            otherwise. A method's own setting `surrogate` says so: the grid has put the recipe's
+            width into it.
         epochs: the checkpoints to keep, counted from 1, in rising order.
         recipe: how to train it; None means as the victims are trained.
         index: tells several of one kind apart; it selects the seed.

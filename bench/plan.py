@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from bench import record
-from bench.component import build, parse_one
+from bench.component import build, canonical, parse_one
 from bench.errors import UsageError
 from bench.grid import Cell, CraftJob, SurrogateJob, TrainingData
 from bench.method import Method
@@ -107,7 +107,8 @@ class _Planner:
         """A victim, and what it needs."""
         recipe, data = cell.recipe, self._data
         crafted = key_of(cell.crafting.identity)
-        needs = frozenset({crafted}) if self._craft(cell.crafting) else frozenset[str]()
+        to_craft = self._craft(cell.crafting, cell.labels["method"])
+        needs = frozenset({crafted}) if to_craft else frozenset[str]()
         forward = self._flop(cell.arch)
         images = (len(data.train) - cell.holdout) * recipe.epochs
         curve = min(recipe.curve_images or len(data.test), len(data.test)) + cell.holdout
@@ -115,12 +116,12 @@ class _Planner:
         work = forward * (PASSES_PER_TRAINING_STEP * images * cell.defense.cost() + tested)
         self.tasks[cell.key] = Task(cell.key, "victim", cell.title, cell, work, 0, needs)
 
-    def _craft(self, job: CraftJob) -> bool:
+    def _craft(self, job: CraftJob, label: str) -> bool:
         """Plan a crafted set; returns whether it is still to be made."""
         key = key_of(job.identity)
         if key in self._seen:
             return self._seen[key]
-        title = f"craft {job.method.title}"
+        title = f"craft {label}"
         missing = not self._have(artifact_of(self._store, job), title)
         self._seen[key] = missing
         if missing:
@@ -138,7 +139,7 @@ class _Planner:
         known = self.tasks.get(key)
         wanted = set(job.surrogate.epochs) | set(known.epochs if known else ())
         artifact = artifact_of(self._store, job)
-        title = f"surrogate {job.arch.title}"
+        title = f"surrogate {canonical(job.arch, ARCHS)}"
         have = set((artifact.manifest() or {"facts": {"epochs": []}})["facts"]["epochs"])
         if known is None and wanted <= have:
             self._have(artifact, title)
@@ -210,9 +211,10 @@ def _is_recorded(cell: Cell, results: Path, notes: list[str]) -> bool:
         return False
     try:
         found = record.read(file)
+    except record.NewerRecordError:
+        raise
     except UsageError:
         notes.append(f"record {file} is damaged; the cell runs again")
-        file.unlink()
         return False
     if found["key"] != cell.key or key_of(found["identity"]) != cell.key:
         raise UsageError(f"record {file} is not what its name says; move it away")

@@ -73,8 +73,13 @@ FIELDS: dict[str, tuple[type, ...]] = {
 with `epoch`, `lr`, `train_loss`, `train_acc`, `test_acc`, and `holdout_acc` when images were held
 out; `test_acc` of the last row is over all test images. `confusion[i][j]` counts clean test images
 of class i predicted as j. `budget` is {"norm", "epsilon"}; `epsilon` repeats it for l-inf methods.
-`seconds` and `core_seconds` are the victim's training, `peak_memory` is in bytes.
+`seconds` and `core_seconds` are the victim's training. `peak_memory` is in bytes, of the cell on a
+GPU, and on a CPU of its process since that began.
 """
+
+
+class NewerRecordError(UsageError):
+    """A record that this version cannot read and must not replace."""
 
 
 def path_of(folder: Path, key: str, slug: str) -> Path:
@@ -87,10 +92,20 @@ def find(folder: Path, key: str) -> Path | None:
     return next(iter(sorted((folder / "cells").glob(f"*-{key[:12]}.json"))), None)
 
 
+def is_done(folder: Path, key: str) -> bool:
+    """Whether the cell with this key has a whole record, and not one of a failure."""
+    file = find(folder, key)
+    try:
+        return file is not None and read(file)["status"] == "done"
+    except UsageError:
+        return False
+
+
 def write(folder: Path, slug: str, record: Mapping[str, Any]) -> Path:
     """Write a record aside and rename it into place."""
     check(record, "this run")
-    file = path_of(folder, record["key"], slug)
+    # A record that is replaced keeps its name, even if the slug is another by now.
+    file = find(folder, record["key"]) or path_of(folder, record["key"], slug)
     write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return file
 
@@ -113,9 +128,13 @@ def read(file: Path) -> dict[str, Any]:
 
 def check(record: Any, where: str) -> None:
     """Raise UsageError unless every field is there with its type."""
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        found = record.get("schema") if isinstance(record, dict) else None
-        raise UsageError(f"record {where} has schema {found}, this version reads {SCHEMA}")
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise NewerRecordError(
+            f"record {where} was written by a newer version of this suite (schema {schema})"
+        )
+    if schema != SCHEMA:
+        raise UsageError(f"record {where} has schema {schema}, this version reads {SCHEMA}")
     for name, types in FIELDS.items():
         if name not in record:
             raise UsageError(f"record {where} lacks '{name}'; delete it and the cell runs again")
@@ -123,10 +142,20 @@ def check(record: Any, where: str) -> None:
             raise UsageError(f"record {where}: '{name}' is a {type(record[name]).__name__}")
 
 
-def read_all(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every record below a results folder, in order of file name."""
+def read_all(folder: Path, notes: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Every record below a results folder, in order of file name.
+
+    Args:
+        folder: the one that holds `cells/`.
+        notes: takes a line for every file that is no record; without it such a file raises.
+    """
     for file in sorted((folder / "cells").glob("*.json")):
-        yield read(file)
+        try:
+            yield read(file)
+        except UsageError as error:
+            if notes is None:
+                raise
+            notes.append(f"left out: {error}")
 
 
 def load_results(folder: str | Path) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import difflib
 import fnmatch
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -66,7 +67,7 @@ class Registry:
     def __init__(self, kind: str, variable: str, package: str) -> None:
         self.kind, self.variable, self.package = kind, variable, package
         self._classes: dict[str, type] = {}
-        self._plugins: list[Path] = []
+        self.plugins: list[Path] = []
 
     def register(self, name: str, *, argument: str | None = None) -> Callable[[T], T]:
         """Class decorator: make the class known under `name`.
@@ -96,7 +97,7 @@ class Registry:
         found: dict[str, Entry] = {}
         for entry in [*self._built_in(), *self._installed(), *self._from_plugins()]:
             other = found.get(entry.name)
-            if other is not None and other.file != entry.file:
+            if other is not None and other.origin != entry.origin:
                 raise UsageError(
                     f"{self.kind} '{entry.name}' is defined twice: {other.origin} and "
                     f"{entry.origin}. Rename one of them."
@@ -114,7 +115,17 @@ class Registry:
         """The class registered as `name`, importing its file if need be."""
         entry = self.entry(name)
         if name not in self._classes:
-            _import(entry)
+            try:
+                _import(entry)
+            except Exception as error:
+                if entry.file.is_relative_to(ROOT):
+                    raise
+                reason = f"{type(error).__name__}: {error}"
+                raise UsageError(f"plug-in {entry.file} cannot be imported ({reason})") from error
+            if not entry.file.is_relative_to(ROOT):
+                # Others' files change without a version: their content is part of what they are.
+                content = hashlib.sha256(entry.file.read_bytes())
+                self._classes[name].source = content.hexdigest()[:16]
         return self._classes[name]
 
     def match(self, pattern: str) -> list[str]:
@@ -136,8 +147,8 @@ class Registry:
         """Search one more file; returns how many components of this kind it defines."""
         file = file.resolve()
         count = len(self._scan(file, None))
-        if count and file not in self._plugins:
-            self._plugins.append(file)
+        if count and file not in self.plugins:
+            self.plugins.append(file)
             self.__dict__.pop("entries", None)
         return count
 
@@ -163,11 +174,14 @@ class Registry:
         return entries
 
     def _from_plugins(self) -> list[Entry]:
-        return [entry for file in self._plugins for entry in self._scan(file, None)]
+        return [entry for file in self.plugins for entry in self._scan(file, None)]
 
     def _scan(self, file: Path, module: str | None) -> list[Entry]:
         """Components that a source file registers here, in the order in which they stand."""
-        source = file.read_text(encoding="utf-8")
+        try:
+            source = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file} cannot be read as UTF-8 text ({error})") from None
         if f"{self.variable}.register" not in source:
             return []
         try:
@@ -184,8 +198,14 @@ class Registry:
                 owner = call.func.value
                 if not (isinstance(owner, ast.Name) and owner.id == self.variable):
                     continue
-                name = ast.literal_eval(call.args[0])
-                keywords = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+                try:
+                    name = ast.literal_eval(call.args[0])
+                    keywords = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+                except (ValueError, IndexError):
+                    raise UsageError(
+                        f"{file}:{call.lineno}: write the name out, as in "
+                        f'@{self.variable}.register("name")'
+                    ) from None
                 summary = (ast.get_docstring(node) or "").partition("\n")[0]
                 argument = keywords.get("argument")
                 entries.append(Entry(name, summary, argument, file, call.lineno, module))
@@ -223,6 +243,12 @@ ARCHS = Registry("architecture", "ARCHS", "bench.archs")
 DATASETS = Registry("dataset", "DATASETS", "bench.datasets")
 RECIPES = Registry("recipe", "RECIPES", "bench.recipes")
 REGISTRIES = (METHODS, DEFENSES, ARCHS, DATASETS, RECIPES)
+
+
+def plugin_files() -> list[str]:
+    """The plug-ins loaded so far."""
+    files = [str(file) for registry in REGISTRIES for file in registry.plugins]
+    return list(dict.fromkeys(files))
 
 
 def load_plugin(path: str) -> None:

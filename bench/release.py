@@ -60,7 +60,7 @@ def release(dataset: ImageDataset, delta: Tensor, mask: Tensor, budget: Budget) 
         raise OverstepError(f"delta has shape {tuple(delta.shape)}, the images {wanted}")
     images = dataset.images.clone()
     for rows in chunks(mask.nonzero().flatten(), CHUNK):
-        clean, change = dataset.images[rows], delta[rows]
+        clean, change = dataset.images[rows], delta[rows].detach().float().cpu()
         _refuse(change, budget, rows)
         wished = (clean.float() + change * 255).round().clamp(0, 255)
         levels = (wished - clean).to(torch.int16)

@@ -43,7 +43,8 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     from bench.plots import styles
 
     folder = Path(results_dir)
-    records = list(record.read_all(folder))
+    # What is no record was told about by whoever read it before; the rest is reported on.
+    records = list(record.read_all(folder, notes=[]))
     if not records:
         raise UsageError(f"{folder} holds no records to report on; run some cells first")
     everything = summarise(records)
@@ -111,7 +112,10 @@ def _write_samples(folder: Path, summary: Summary) -> list[Path]:
         label = summary.method_label(row)
         if label in dict(rows) or not files or not files[0].exists():
             continue
-        sample = read_sample(files[0])
+        try:
+            sample = read_sample(files[0])
+        except (OSError, ValueError, KeyError):
+            continue  # a damaged picture is no reason to have no tables
         clean = sample.clean if clean is None else clean
         changed = bool((sample.released != sample.clean).any())
         if changed and np.array_equal(sample.clean, clean):

@@ -18,9 +18,9 @@ from typing import Any, TextIO
 from bench.crafting import Monitor
 from bench.device import configure
 from bench.grid import Cell, Grid
-from bench.plan import Task
+from bench.plan import Plan, Task, make_plan
 from bench.progress import Display, duration
-from bench.registry import ROOT
+from bench.registry import ROOT, plugin_files
 from bench.session import Opened, Session, cores
 from bench.work import Workshop
 from bench.worker import Relay, attempt
@@ -94,17 +94,20 @@ def run_session(
 ) -> Outcome:
     """Like `run`, with the session made already and progress written to a stream."""
     started = time.monotonic()
-    opened = session.open(progress=_Loading(stream))
-    plan = opened.plan
+    session.check_folders()
+    session = replace(session, plugins=tuple(dict.fromkeys([*session.plugins, *plugin_files()])))
+    opened = session.open(progress=Loading(stream))
+    plan = make_plan(opened.cells, opened.data, opened.store, session.results)
     for note in plan.notes:
         stream.write(f"note: {note}\n")
     workers = workers or default_workers(opened)
-    workers = max(1, min(workers, len(plan.tasks)))
+    # Not from what is left to do: a run that is resumed must not compute with other threads.
     session = replace(session, threads=threads or max(1, cores() // workers))
+    workers = max(1, min(workers, len(plan.tasks)))
     outcome = Outcome(opened.cells, session.results)
     if plan.tasks:
         display = Display(plan.flop, len(plan.tasks), stream)
-        schedule = _Schedule(opened, session, outcome, display)
+        schedule = _Schedule(opened, plan, session, outcome, display)
         try:
             if workers == 1:
                 schedule.run_here()
@@ -121,16 +124,20 @@ def default_workers(opened: Opened) -> int:
     return cores() if opened.expansion.device.type == "cpu" else 1
 
 
+class WorkerError(RuntimeError):
+    """A worker process could not start."""
+
+
 class _Schedule:
     """Which task is next, and what follows from the end of one."""
 
     def __init__(
-        self, opened: Opened, session: Session, outcome: Outcome, display: Display
+        self, opened: Opened, plan: Plan, session: Session, outcome: Outcome, display: Display
     ) -> None:
         self._opened, self._session = opened, session
         self._outcome, self._display = outcome, display
-        self._waiting = dict(opened.plan.tasks)
-        self._urgency = opened.plan.urgency()
+        self._waiting = dict(plan.tasks)
+        self._urgency = plan.urgency()
         self._unmet = {key: set(task.needs) for key, task in self._waiting.items()}
         self._started: dict[str, float] = {}
         self._stopping = False
@@ -141,7 +148,7 @@ class _Schedule:
         configure(self._opened.expansion.precision, self._session.threads)
         workshop = self._workshop(relay)
         while (task := self._next()) is not None:
-            event = attempt(workshop, task)
+            event = attempt(workshop, task.job, task.epochs)
             relay.flush()
             self._ended(task, event)
         self._outcome.unfinished += len(self._waiting)
@@ -153,7 +160,7 @@ class _Schedule:
         busy: dict[int, Task] = {}
         idle: set[int] = set()
         try:
-            while len(workers) > 0:
+            while True:
                 self._assign(workers, idle, busy)
                 if not busy and len(idle) == sum(worker.alive for worker in workers):
                     break
@@ -163,7 +170,7 @@ class _Schedule:
                 elif event["event"] == "advance":
                     self._display.advance(event["flop"])
                 elif event["event"] == "broken" and number not in busy:
-                    raise RuntimeError(f"a worker could not start:\n{event['error']}")
+                    raise WorkerError(f"a worker could not start:\n{event['error']}")
                 else:
                     if event["event"] == "broken":
                         event = {"event": "failed", "error": event["error"]}
@@ -184,7 +191,7 @@ class _Schedule:
                 return
             idle.discard(number)
             busy[number] = task
-            workers[number].send(task.key)
+            workers[number].send(json.dumps({"key": task.key, "epochs": task.epochs}))
 
     def _next(self) -> Task | None:
         """The most urgent task that can start now."""
@@ -225,10 +232,8 @@ class _Schedule:
             self._record_failure(dependent, f"{task.title} failed:\n{error}")
 
     def _workshop(self, monitor: Monitor) -> Workshop:
-        opened = self._opened
-        return Workshop(
-            opened.data, opened.store, self._session.results, opened.expansion.device, monitor
-        )
+        device = self._opened.expansion.device
+        return Workshop(self._opened, self._session, device, monitor)
 
 
 class _Worker:
@@ -244,7 +249,7 @@ class _Worker:
         with self._log.open("w") as log:
             # A session of its own, so that Ctrl-C reaches the runner alone, which then ends it.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.worker"],
+                [sys.executable, "-P", "-m", "bench.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -282,8 +287,8 @@ class _Worker:
         try:
             for line in self._process.stdout:
                 self._events.put((self._number, json.loads(line)))
-        except ValueError:  # the pipe was closed by `stop`
-            return
+        except ValueError:  # closed by `stop`, or cut off in the middle of a line
+            self._process.kill()
         if self.alive:
             self.alive = False
             code = self._process.wait()
@@ -292,13 +297,14 @@ class _Worker:
             self._events.put((self._number, {"event": "broken", "error": error}))
 
 
-class _Loading:
+class Loading:
     """Says what loading a data set is doing, where that takes long."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._last, self._what = stream, time.monotonic(), ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Write a line when something else begins, and every two seconds."""
         now = time.monotonic()
         if now - self._last < 2 and what == self._what:
             return
@@ -323,10 +329,13 @@ def announcement(session: Session) -> str:
 
     expansion = Expansion(session.grid)
     recipe = expansion.recipe
-    first = (type(recipe).__doc__ or "").strip().partition("\n")[0]
-    text = f"recipe {expansion.recipe_label} ({expansion.precision}, {expansion.device}): {first}"
+    images = "all images" if recipe.train_images is None else f"{recipe.train_images} images"
+    text = (
+        f"recipe {expansion.recipe_label}: {recipe.epochs} epochs on {images} at width "
+        f"{recipe.width:g}, {expansion.precision} on {expansion.device}"
+    )
     if recipe.scale != "paper":
-        text += " Not comparable with published values; --recipe paper is."
+        text += "; not comparable with published values, as --recipe paper is"
     return text
 
 
@@ -337,5 +346,5 @@ def summary(outcome: Outcome) -> str:
     if outcome.unfinished:
         text += f"; {outcome.unfinished} tasks left: the same command continues"
     if outcome.failed:
-        text += f"; {len(outcome.failed)} FAILED"
+        text += f"; {len(outcome.failed)} tasks FAILED"
     return text

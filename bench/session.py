@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bench.data import Places, Progress
 from bench.grid import Cell, Expansion, Grid, TrainingData
-from bench.plan import Plan, make_plan
+from bench.plan import Job
 from bench.registry import ROOT, load_plugin
-from bench.store import Store, check_writable
+from bench.store import Store, check_writable, key_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Session:
         plugins: files with further components.
         threads: for PyTorch, in each process.
         deadline: seconds since the epoch at which to stop, or None.
+        commit: of the code, taken when the run begins; what is imported later may differ from
+            what stands in the folder by then.
     """
 
     grid: Grid
@@ -40,9 +44,10 @@ class Session:
     plugins: tuple[str, ...] = ()
     threads: int = field(default_factory=lambda: cores())
     deadline: float | None = None
+    commit: str = field(default_factory=lambda: commit())
 
     def open(self, progress: Progress = lambda what, done, total: None) -> Opened:
-        """Resolve the names, load the images, and see what is left to do.
+        """Resolve the names and load the images.
 
         Raises:
             UsageError: in one line, for anything that cannot be run as asked.
@@ -50,14 +55,15 @@ class Session:
         for plugin in self.plugins:
             load_plugin(plugin)
         expansion = Expansion(self.grid)
-        store = Store(self.store)
-        store.check_writable()
-        check_writable(self.results, "results", "--results-dir")
         places = Places(self.data, self.store / "datasets", self.download, progress)
         splits = expansion.source.load(places)
-        data = TrainingData.cut(splits, expansion.recipe, expansion.source.title)
-        cells = expansion.cells(data)
-        return Opened(expansion, data, cells, store, make_plan(cells, data, store, self.results))
+        data = TrainingData.cut(splits, expansion.recipe, expansion.source)
+        return Opened(expansion, data, expansion.cells(data), Store(self.store))
+
+    def check_folders(self) -> None:
+        """Raise UsageError if results or store cannot be written."""
+        check_writable(self.store, "store", "--store")
+        check_writable(self.results, "results", "--results-dir")
 
     def time_is_up(self) -> bool:
         """Whether the time limit has been reached."""
@@ -65,7 +71,8 @@ class Session:
 
     def to_json(self) -> str:
         """One line for another process."""
-        return json.dumps(asdict(self), default=str)
+        paths = {name: str(getattr(self, name)) for name in ("results", "store", "data")}
+        return json.dumps(asdict(self) | paths)
 
     @classmethod
     def from_json(cls, text: str) -> Session:
@@ -80,17 +87,51 @@ class Session:
 
 @dataclass(frozen=True)
 class Opened:
-    """A session with its images, and what is left to do."""
+    """A session with its names resolved and its images loaded."""
 
     expansion: Expansion
     data: TrainingData
     cells: list[Cell]
     store: Store
-    plan: Plan
+
+    def jobs(self) -> dict[str, Job]:
+        """Everything that may have to be made for the cells, by key, done or not."""
+        found: dict[str, Job] = {}
+        for cell in self.cells:
+            found[cell.key] = cell
+            found[key_of(cell.crafting.identity)] = cell.crafting
+            found |= {key_of(job.identity): job for job in cell.crafting.surrogates}
+        return found
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processor cores that this process may use, a container's quota counted."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return count
+
+
+@cache
+def commit() -> str:
+    """The code's commit, with "+" if a file of it was changed; "unknown" outside a checkout."""
+    packages = ["run_bench.py", "bench", "methods", "defenses"]
+    try:
+        top, head, changes = (
+            subprocess.run(
+                ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (
+                ["rev-parse", "--show-toplevel"],
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--", *packages],
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    if Path(top).resolve() != ROOT:
+        return "unknown"
+    return head + ("+" if changes else "")

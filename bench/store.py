@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from bench.errors import UsageError
 from bench.files import write_text, write_with
@@ -48,22 +49,17 @@ class Store:
         """The artifact of this identity, whether it exists or not."""
         return Artifact(self.root, kind, slug, identity)
 
-    def check_writable(self) -> None:
-        """Raise UsageError in one line if nothing can be written here."""
-        check_writable(self.root, "store", "--store")
-
 
 def check_writable(folder: Path, what: str, option: str) -> None:
     """Raise UsageError unless files can be made in the folder, which is created if need be."""
-    probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"{what} folder '{folder}' cannot be written ({error.strerror}); "
-            f"choose another with {option}"
+            f"{what} folder '{folder}' cannot be written ({reason}); choose another with {option}"
         ) from None
 
 
@@ -95,11 +91,26 @@ class Artifact:
         """A folder for unfinished work."""
         return self.folder / "partial"
 
-    def lock(self) -> AbstractContextManager[Any]:
-        """Held while it is being made, so that two commands do not make it twice."""
+    @contextmanager
+    def lock(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Held while it is being made, so that two commands do not make it twice.
+
+        Args:
+            waiting: called every second while another command holds it; may raise.
+        """
         folder = self._root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{self.key[:16]}.lock")
+        lock = FileLock(folder / f"{self.key[:16]}.lock")
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=1)
+            except Timeout:
+                waiting()
+        try:
+            self._verified = None  # it may have been made meanwhile
+            yield
+        finally:
+            lock.release()
 
     def manifest(self) -> dict[str, Any] | None:
         """What `publish` noted, after checking every file against it; None if anything is off."""

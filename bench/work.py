@@ -6,9 +6,10 @@ import importlib.metadata
 import json
 import math
 import platform
-import subprocess
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -21,15 +22,15 @@ from bench import record
 from bench.crafting import Crafting, Monitor
 from bench.data import ImageDataset
 from bench.defense import Defense
-from bench.device import describe, peak_memory
+from bench.device import describe, peak_memory, reset_peak_memory
 from bench.files import load_tensors, save_tensors, write_text
-from bench.grid import Cell, CraftJob, SurrogateJob, TrainingData, held_out
+from bench.grid import Cell, CraftJob, SurrogateJob, held_out
 from bench.network import Network, Precision, freeze
-from bench.plan import PASSES_PER_TRAINING_STEP, FlopTable, Task, artifact_of
-from bench.registry import ROOT
+from bench.plan import PASSES_PER_TRAINING_STEP, FlopTable, Job, artifact_of
 from bench.release import draw_mask, release
 from bench.samples import sample_file, write_sample
-from bench.store import Artifact, Store
+from bench.session import Opened, Session
+from bench.store import Artifact
 from bench.train import Training, accuracy
 
 
@@ -37,27 +38,29 @@ class Workshop:
     """Everything a task needs, in one process.
 
     Args:
-        data: of the grid.
-        store: where surrogates and crafted sets are kept.
-        results: folder of the records.
+        opened: images and store.
+        session: folders and commit.
         device: where to compute.
         monitor: told about progress; ends the work when the time is up.
     """
 
     def __init__(
         self,
-        data: TrainingData,
-        store: Store,
-        results: Path,
+        opened: Opened,
+        session: Session,
         device: torch.device,
         monitor: Monitor,
     ) -> None:
-        self._data, self._store, self._results = data, store, results
-        self._device, self._monitor = device, monitor
-        self._flop = FlopTable(data)
+        self._data, self._store, self._results = opened.data, opened.store, session.results
+        self._device, self._monitor, self._commit = device, monitor, session.commit
+        self._flop = FlopTable(opened.data)
 
-    def execute(self, task: Task) -> str:
-        """Do a task, continuing where an earlier attempt stopped.
+    def execute(self, job: Job, epochs: Sequence[int] = ()) -> str:
+        """Do a job, continuing where an earlier attempt stopped.
+
+        Args:
+            job: what to make.
+            epochs: for a surrogate, the checkpoints that anybody asks for.
 
         Returns:
             What came of it, in a few words.
@@ -65,35 +68,42 @@ class Workshop:
         Raises:
             Stopped: if the monitor says so; what is done is on disk.
         """
-        job = task.job
+        reset_peak_memory(self._device)
         if isinstance(job, SurrogateJob):
-            return self._train_surrogate(job, task.epochs)
+            return self._train_surrogate(job, epochs)
         if isinstance(job, CraftJob):
             return self._craft(job)
         return self._train_victim(job)
 
     def _train_surrogate(self, job: SurrogateJob, epochs: Sequence[int]) -> str:
         artifact = artifact_of(self._store, job)
-        with artifact.lock():
+        with artifact.lock(self._wait):
             manifest = artifact.manifest()
-            if manifest is not None and set(epochs) <= set(manifest["facts"]["epochs"]):
+            have = set(manifest["facts"]["epochs"]) if manifest else set[int]()
+            if set(epochs) <= have:
                 return "was in the store"
+            epochs = sorted(have | set(epochs))  # whoever asked before keeps what it asked for
             clock = Clock(artifact)
-            training = Training(
-                job.arch,
-                self._data.train,
-                job.recipe,
-                Defense(),
-                job.seed,
-                f"surrogate-{job.surrogate.index}",
-                self._device,
-                job.precision,
-            )
+
+            def begin() -> Training:
+                return Training(
+                    job.arch,
+                    self._data.train,
+                    job.recipe,
+                    Defense(),
+                    job.seed,
+                    f"surrogate-{job.surrogate.index}",
+                    self._device,
+                    job.precision,
+                )
+
+            training = begin()
             kept = {epoch: artifact.partial / _checkpoint(epoch) for epoch in epochs}
             state = load_tensors(artifact.partial / "training.pt")
-            if state and all(kept[e].exists() for e in epochs if e <= state["epoch"]):
-                training.load_state(state)
-                self._advance(job, training.epoch * len(self._data.train))
+            training = _resumed(training, state, begin)
+            if not all(kept[epoch].exists() for epoch in epochs if epoch <= training.epoch):
+                training = begin()
+            self._advance(job, training.epoch * len(self._data.train))
             row: dict[str, Any] = {"train_acc": math.nan}
             while training.epoch < max(epochs):
                 row = training.run_epoch(lambda images: self._advance(job, images))
@@ -103,25 +113,34 @@ class Workshop:
                 clock.save()
                 self._monitor.safe_point()
             files = {file.name: _copy(file) for file in kept.values()}
-            facts = {"epochs": sorted(epochs), "last": _finite(row), **provenance(self._device)}
+            facts = {
+                "epochs": sorted(epochs),
+                "last": _finite(row),
+                **provenance(self._device, self._commit),
+            }
             artifact.publish(files, {**facts, **clock.read()})
         return f"train accuracy {row['train_acc']:.1%}"
+
+    def _wait(self) -> None:
+        """Called now and then while another command makes the same thing."""
+        self._monitor.safe_point()
 
     def _advance(self, job: SurrogateJob, images: int) -> None:
         self._monitor.advance(PASSES_PER_TRAINING_STEP * self._flop(job.arch) * images)
 
     def _trained(self, job: SurrogateJob, precision: Precision) -> list[Network]:
         """The checkpoints of a surrogate from the store, frozen."""
-        folder = artifact_of(self._store, job).folder
+        artifact = artifact_of(self._store, job)
+        folder, whole = artifact.folder, artifact.manifest() is not None
         train = self._data.train
         networks = []
         for epoch in job.surrogate.epochs:
             network = job.arch.network(
                 len(train.classes), train.image_size, train.mean, train.std, torch.Generator()
             )
-            weights = load_tensors(folder / _checkpoint(epoch))
+            weights = load_tensors(folder / _checkpoint(epoch)) if whole else None
             if weights is None:
-                raise RuntimeError(f"{folder / _checkpoint(epoch)} is damaged; delete its folder")
+                raise RuntimeError(f"{folder} is damaged; the next call makes it again")
             network.load_state_dict(weights)
             networks.append(freeze(network, self._device, precision))
         return networks
@@ -129,7 +148,7 @@ class Workshop:
     def _craft(self, job: CraftJob) -> str:
         artifact = artifact_of(self._store, job)
         train = self._data.train
-        with artifact.lock():
+        with artifact.lock(self._wait):
             if artifact.manifest() is not None:
                 return "was in the store"
             clock = Clock(artifact)
@@ -162,7 +181,7 @@ class Workshop:
                 "audit": released.audit,
                 "gradient_images": crafting.gradient_images,
                 **clock.read(),
-                **provenance(self._device),
+                **provenance(self._device, self._commit),
             }
             artifact.publish({"released.npz": write}, facts)
         return f"l∞ {released.audit['max_levels']}/255"
@@ -170,9 +189,8 @@ class Workshop:
     def _train_victim(self, cell: Cell) -> str:
         crafted = artifact_of(self._store, cell.crafting)
         working = self._store.artifact("victims", cell.slug, cell.identity)
-        with working.lock():
-            file = record.find(self._results, cell.key)
-            if file is not None and record.read(file)["status"] == "done":
+        with working.lock(self._wait):
+            if record.is_done(self._results, cell.key):
                 return "was recorded"
             clock = Clock(working)
             released = self._released(crafted)
@@ -182,17 +200,20 @@ class Workshop:
                 released, held = released.subset(rows), released.subset(out)
             else:
                 held = None
-            training = Training(
-                cell.arch,
-                released,
-                cell.recipe,
-                cell.defense,
-                cell.seed,
-                "victim",
-                self._device,
-                cell.precision,
-            )
-            curve, counts = self._curve(cell, training, held, working, clock)
+
+            def begin() -> Training:
+                return Training(
+                    cell.arch,
+                    released,
+                    cell.recipe,
+                    cell.defense,
+                    cell.seed,
+                    "victim",
+                    self._device,
+                    cell.precision,
+                )
+
+            curve, counts = self._curve(cell, begin, held, working, clock)
             facts = (crafted.manifest() or {"facts": {}})["facts"]
             final = curve[-1]
             made = {
@@ -210,7 +231,7 @@ class Workshop:
                 "crafting_seconds": facts.get("seconds"),
                 **clock.read(),
                 "peak_memory": peak_memory(self._device),
-                **provenance(self._device),
+                **provenance(self._device, self._commit),
             }
             record.write(self._results, cell.slug, made)
             working.discard()
@@ -219,7 +240,7 @@ class Workshop:
     def _curve(
         self,
         cell: Cell,
-        training: Training,
+        begin: Callable[[], Training],
         held: ImageDataset | None,
         working: Artifact,
         clock: Clock,
@@ -229,9 +250,9 @@ class Workshop:
         checkpoint = working.partial / "training.pt"
         per_image = PASSES_PER_TRAINING_STEP * forward * cell.defense.cost()
         curve: list[dict[str, Any]] = []
-        state = load_tensors(checkpoint)
-        if state is not None:
-            training.load_state(state["training"])
+        state = load_tensors(checkpoint) or {}
+        training = _resumed(begin(), state.get("training"), begin)
+        if training.epoch:
             curve = json.loads(state["curve"])
             self._monitor.advance(per_image * training.images * training.epoch)
         counts = torch.zeros(0)
@@ -267,7 +288,9 @@ class Workshop:
         write_sample(file, train.images, released.images, train.labels, mask)
 
     def failed(self, cell: Cell, error: str) -> None:
-        """Record that a cell failed, with the traceback."""
+        """Record that a cell failed, with the traceback, unless another command finished it."""
+        if record.is_done(self._results, cell.key):
+            return
         nothing = (
             "final_test_acc peak_test_acc final_train_acc confusion audit crafted_key "
             "crafting_gradient_images crafting_seconds"
@@ -281,7 +304,7 @@ class Workshop:
             "seconds": 0.0,
             "core_seconds": 0.0,
             "peak_memory": 0,
-            **provenance(self._device),
+            **provenance(self._device, self._commit),
         }
         record.write(self._results, cell.slug, made)
 
@@ -333,8 +356,9 @@ class Clock:
     def __init__(self, artifact: Artifact) -> None:
         self._file = artifact.partial / "clock.json"
         self._before = {"seconds": 0.0, "core_seconds": 0.0}
-        if self._file.exists():
-            self._before = json.loads(self._file.read_text())
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(self._file.read_text())
+            self._before = {key: float(known[key]) for key in self._before}
         self._start = time.perf_counter(), time.process_time()
 
     def read(self) -> dict[str, float]:
@@ -365,29 +389,14 @@ class _Timed(Monitor):
         self._monitor.safe_point()
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
+def provenance(device: torch.device, commit: str) -> dict[str, Any]:
     """When, with which code, which versions, and on what."""
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": commit,
         "versions": versions(),
         "device": describe(device),
     }
-
-
-@cache
-def commit() -> str:
-    """The code's commit, with "+" if files differ from it; "unknown" outside a checkout."""
-    try:
-        head, changes = (
-            subprocess.run(
-                ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+" if changes else "")
 
 
 @cache
@@ -406,9 +415,23 @@ def _checkpoint(epoch: int) -> str:
     return f"epoch-{epoch:03d}.pt"
 
 
-def _copy(source: Path) -> Any:
-    content = source.read_bytes()
-    return lambda file: file.write(content)
+def _copy(source: Path) -> Callable[[IO[bytes]], None]:
+    def fill(file: IO[bytes]) -> None:
+        with source.open("rb") as content:
+            shutil.copyfileobj(content, file)
+
+    return fill
+
+
+def _resumed(training: Training, state: Any, begin: Callable[[], Training]) -> Training:
+    """The training with a saved state loaded, or a fresh one if there is none or it is foreign."""
+    if not state:
+        return training
+    try:
+        training.load_state(state)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        return begin()
+    return training
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:

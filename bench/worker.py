@@ -1,9 +1,9 @@
 """A process that does tasks for the runner: one JSON line in, JSON lines out.
 
-Started as `python -m bench.worker`. The first line on standard input is a session; then a line a
-task, naming its key. It answers with lines {"event": ...}: `ready`, `advance`, `done`, `failed`
-and `stopped`. It ends when standard input closes, also in the middle of a task, so that it never
-outlives the runner.
+Started as `python -P -m bench.worker`. The first line on standard input is a session; then a line
+a task, {"key", "epochs"}. It answers with lines {"event": ...}: `ready`, `advance`, `done`,
+`failed` and `stopped`. It ends when standard input closes, also in the middle of a task, so that
+it never outlives the runner.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.crafting import Monitor
 from bench.device import configure
 from bench.errors import Stopped
-from bench.plan import Task
+from bench.plan import Job
 from bench.session import Session
 from bench.work import Workshop
 
@@ -52,14 +52,14 @@ class Relay(Monitor):
             raise Stopped
 
 
-def attempt(workshop: Workshop, task: Task) -> dict[str, Any]:
-    """Do a task; whatever goes wrong inside it becomes an event, never an exception.
+def attempt(workshop: Workshop, job: Job, epochs: Sequence[int]) -> dict[str, Any]:
+    """Do a job; whatever goes wrong inside it becomes an event, never an exception.
 
     Returns:
         {"event": "done", "outcome"}, {"event": "stopped"} or {"event": "failed", "error"}.
     """
     try:
-        return {"event": "done", "outcome": workshop.execute(task)}
+        return {"event": "done", "outcome": workshop.execute(job, epochs)}
     except Stopped:
         return {"event": "stopped"}
     except Exception:  # noqa: BLE001 - the one place where anything may go wrong
@@ -83,14 +83,15 @@ def main() -> None:
         configure(opened.expansion.precision, session.threads)
         relay = Relay(session, lambda flop: say({"event": "advance", "flop": flop}))
         device = opened.expansion.device
-        workshop = Workshop(opened.data, opened.store, session.results, device, relay)
+        workshop = Workshop(opened, session, device, relay)
+        jobs = opened.jobs()
     except Exception:  # noqa: BLE001 - the runner shows it
         say({"event": "broken", "error": traceback.format_exc()})
         return
     say({"event": "ready"})
     while True:
-        key = lines.get()
-        event = attempt(workshop, opened.plan.tasks[key])
+        order = json.loads(lines.get())
+        event = attempt(workshop, jobs[order["key"]], order["epochs"])
         relay.flush()
         say(event)
 

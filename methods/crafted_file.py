@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch

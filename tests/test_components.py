@@ -36,7 +36,7 @@ class Extra(Method):
 @pytest.fixture
 def plugin(tmp_path: Path):
     """Writes a plug-in; forgets it afterwards."""
-    before = list(METHODS._plugins), dict(METHODS._classes)
+    before = list(METHODS.plugins), dict(METHODS._classes)
 
     def write(name: str, summary: str = "An extra method.", file: str = "extra.py") -> str:
         path = tmp_path / file
@@ -44,7 +44,7 @@ def plugin(tmp_path: Path):
         return str(path)
 
     yield write
-    METHODS._plugins, METHODS._classes = before
+    METHODS.plugins, METHODS._classes = before
     METHODS.__dict__.pop("entries", None)
 
 

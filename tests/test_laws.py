@@ -107,10 +107,8 @@ class TestTestImages:
         grid = Grid(methods="sep", dataset=DATASET, recipe=RECIPE, archs=ARCH, precision="fp32")
         expansion, splits = Expansion(grid), small_splits()
         other = splits._replace(test=splits.test.with_images(255 - splits.test.images))
-        one, two = (
-            [cell.identity for cell in expansion.cells(TrainingData.cut(s, expansion.recipe, "x"))]
-            for s in (splits, other)
-        )
+        data = [TrainingData.cut(s, expansion.recipe, expansion.source) for s in (splits, other)]
+        one, two = ([cell.identity for cell in expansion.cells(d)] for d in data)
         assert [a["crafted"] for a in one] == [b["crafted"] for b in two]
         assert one != two
 

@@ -23,11 +23,11 @@ def between(name: str) -> str:
 @pytest.fixture
 def corner(tmp_path: Path):
     """The README's example as a file of its own; its method is forgotten afterwards."""
-    before = list(METHODS._plugins), dict(METHODS._classes)
+    before = list(METHODS.plugins), dict(METHODS._classes)
     file = tmp_path / "corner.py"
     file.write_text(between("example").replace("```python\n", "").replace("```", ""))
     yield file
-    METHODS._plugins, METHODS._classes = before
+    METHODS.plugins, METHODS._classes = before
     METHODS.__dict__.pop("entries", None)
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from bench import Grid, load_results, run
-from bench.registry import METHODS, ROOT
+from bench.errors import UsageError
+from bench.registry import METHODS, ROOT, load_plugin
 from bench.runner import Outcome
+from bench.session import Session
 
 SMALL = Grid(
     methods="sham,noise,sep:checkpoints=2",
@@ -178,7 +180,7 @@ def test_a_later_call_may_ask_for_more_checkpoints(tmp_path: Path) -> None:
 
 
 def test_a_failing_method_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(METHODS, "_plugins", [])
+    monkeypatch.setattr(METHODS, "plugins", [])
     plugin = tmp_path / "failing.py"
     plugin.write_text(FAILING)
     grid = replace(SMALL, methods="failing,noise", seeds=(0, 1))
@@ -197,7 +199,7 @@ def test_a_failing_method_is_recorded_and_the_others_go_on(tmp_path: Path, monke
 
 
 def test_a_worker_that_dies_fails_its_task_alone(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(METHODS, "_plugins", [])
+    monkeypatch.setattr(METHODS, "plugins", [])
     plugin = tmp_path / "dying.py"
     dying = FAILING.replace("failing", "dying").replace("Failing", "Dying")
     plugin.write_text(
@@ -213,6 +215,70 @@ def test_a_worker_that_dies_fails_its_task_alone(tmp_path: Path, monkeypatch) ->
     frame = load_results(tmp_path / "results").set_index("method")
     assert "ended with status -9" in frame.loc["dying", "error"]
     assert frame.loc["noise", "status"] == frame.loc["clean", "status"] == "done"
+
+
+def test_another_command_on_the_same_folders_harms_nothing(
+    finished: Path, tmp_path: Path, monkeypatch
+) -> None:
+    # The other one does everything between this one's plan and its first worker.
+    from bench import runner
+
+    class Late(runner._Worker):
+        def __init__(self, *arguments) -> None:
+            if not (tmp_path / "results" / "cells").exists():
+                monkeypatch.setattr(runner, "_Worker", self.__class__.__base__)
+                go(tmp_path)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(runner, "_Worker", Late)
+    assert not go(tmp_path, workers=2).failed
+    assert numbers(tmp_path) == numbers(finished)
+
+
+def test_processes_know_plugins_and_ignore_the_current_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(METHODS, "plugins", [])
+    plugin = tmp_path / "quiet.py"
+    quiet = FAILING.replace('"failing"', '"quiet"').replace(
+        'raise RuntimeError("no such luck")', "return job.dataset.images.float() * 0"
+    )
+    plugin.write_text(quiet)
+    load_plugin(str(plugin))
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "bench").mkdir(parents=True)
+    (elsewhere / "random.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(elsewhere)
+    outcome = go(tmp_path, replace(SMALL, methods="quiet"), workers=2)
+    METHODS.__dict__.pop("entries", None)
+    assert not outcome.failed
+    frame = load_results(tmp_path / "results").set_index("method")
+    assert "source" in frame.loc["quiet", "identity"]["crafted"]["method"]
+
+
+def test_what_is_left_does_not_decide_the_number_of_threads(tmp_path, monkeypatch) -> None:
+    go(tmp_path)
+    next((tmp_path / "results" / "cells").glob("noise-*.json")).unlink()
+    used = []
+    monkeypatch.setattr("bench.runner.configure", lambda precision, threads: used.append(threads))
+    monkeypatch.setattr("bench.runner.cores", lambda: 8)
+    go(tmp_path, workers=4, threads=None)
+    assert used == [2], "one task is left for four workers, each of which has two threads"
+
+
+def test_a_record_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    go(tmp_path)
+    file = next((tmp_path / "results" / "cells").glob("noise-*.json"))
+    content = file.read_text().replace('"schema": 1,', '"schema": 99,', 1)
+    file.write_text(content)
+    with pytest.raises(UsageError, match="newer version"):
+        go(tmp_path)
+    assert file.read_text() == content
+
+
+def test_equal_grids_have_equal_keys(tmp_path: Path) -> None:
+    one = Session(replace(SMALL, seeds=(0, 1), poison_ratio=1.0, epsilon=0.0)).open()
+    two = Session(Grid(**{**vars(SMALL), "seeds": range(2), "poison_ratio": 1, "epsilon": 0}))
+    assert [cell.key for cell in one.cells] == [cell.key for cell in two.open().cells]
+    assert Session.from_json(two.to_json()) == two
 
 
 def test_damage_in_the_store_is_noticed_and_mended(finished: Path, tmp_path: Path) -> None:

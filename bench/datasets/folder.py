@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ class Folder(DatasetSource):
     Everything becomes 8-bit RGB: orientation tags are applied, transparent parts are laid over
     white, 16-bit greys are scaled down, and of an animation the first frame is taken.
     """
+
+    measured_statistics: ClassVar[bool] = True
 
     path: str = setting(MISSING, "the folder with your images")
     size: int | None = setting(

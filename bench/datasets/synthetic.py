@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class Synthetic(DatasetSource):
     with contrast and shift drawn for each image. Shifts keep one pixel from giving the class
     away; a small convolutional network still learns it within a few epochs.
     """
+
+    measured_statistics: ClassVar[bool] = True
 
     classes: int = setting(4, "number of classes, at least 2")
     train: int = setting(200, "training images")
