@@ -152,6 +152,13 @@ class Registry:
             self.__dict__.pop("entries", None)
         return count
 
+    def forget(self, file: Path) -> None:
+        """Undo `add_plugin`, for tests of plug-ins."""
+        module = _plugin_module(file)
+        self._classes = {k: c for k, c in self._classes.items() if c.__module__ != module}
+        self.plugins = [known for known in self.plugins if known != file.resolve()]
+        self.__dict__.pop("entries", None)
+
     def _unknown(self, name: str) -> str:
         near = difflib.get_close_matches(name, self.entries, n=3, cutoff=0.5)
         guess = f"; did you mean {' or '.join(near)}?" if near else ";"
@@ -224,10 +231,15 @@ def _locate(module: str) -> Path | None:
     return file if file.exists() else None
 
 
+def _plugin_module(file: Path) -> str:
+    place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
+    return f"unlearnable_bench_plugin_{file.stem}_{place}"
+
+
 def _import(entry: Entry) -> ModuleType:
     if entry.module is not None:
         return importlib.import_module(entry.module)
-    name = f"unlearnable_bench_plugin_{entry.file.stem}"
+    name = _plugin_module(entry.file)
     spec = importlib.util.spec_from_file_location(name, entry.file)
     assert spec is not None
     assert spec.loader is not None

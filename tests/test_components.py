@@ -36,16 +36,14 @@ class Extra(Method):
 @pytest.fixture
 def plugin(tmp_path: Path):
     """Writes a plug-in; forgets it afterwards."""
-    before = list(METHODS.plugins), dict(METHODS._classes)
+    path = tmp_path / "extra.py"
 
-    def write(name: str, summary: str = "An extra method.", file: str = "extra.py") -> str:
-        path = tmp_path / file
+    def write(name: str, summary: str = "An extra method.") -> str:
         path.write_text(PLUGIN.format(name=name, summary=summary))
         return str(path)
 
     yield write
-    METHODS.plugins, METHODS._classes = before
-    METHODS.__dict__.pop("entries", None)
+    METHODS.forget(path)
 
 
 def test_every_component_has_a_name_a_summary_and_a_class() -> None:

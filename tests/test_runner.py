@@ -179,13 +179,12 @@ def test_a_later_call_may_ask_for_more_checkpoints(tmp_path: Path) -> None:
     assert manifest["facts"]["epochs"] == [1, 2, 3]
 
 
-def test_a_failing_method_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(METHODS, "plugins", [])
+def test_a_failing_method_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     plugin = tmp_path / "failing.py"
     plugin.write_text(FAILING)
     grid = replace(SMALL, methods="failing,noise", seeds=(0, 1))
     outcome = go(tmp_path, grid, plugins=(str(plugin),))
-    METHODS.__dict__.pop("entries", None)
+    METHODS.forget(plugin)
     assert set(outcome.failed) == {
         "craft failing",
         "failing × rn18:width=0.0625, seed 0",
@@ -198,8 +197,7 @@ def test_a_failing_method_is_recorded_and_the_others_go_on(tmp_path: Path, monke
     assert list(frame.loc["clean", "status"]) == ["done", "done"]
 
 
-def test_a_worker_that_dies_fails_its_task_alone(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(METHODS, "plugins", [])
+def test_a_worker_that_dies_fails_its_task_alone(tmp_path: Path) -> None:
     plugin = tmp_path / "dying.py"
     dying = FAILING.replace("failing", "dying").replace("Failing", "Dying")
     plugin.write_text(
@@ -210,7 +208,7 @@ def test_a_worker_that_dies_fails_its_task_alone(tmp_path: Path, monkeypatch) ->
     )
     grid = replace(SMALL, methods="dying,noise")
     outcome = go(tmp_path, grid, plugins=(str(plugin),), workers=2)
-    METHODS.__dict__.pop("entries", None)
+    METHODS.forget(plugin)
     assert set(outcome.failed) == {"craft dying", "dying × rn18:width=0.0625, seed 0"}
     frame = load_results(tmp_path / "results").set_index("method")
     assert "ended with status -9" in frame.loc["dying", "error"]
@@ -236,7 +234,6 @@ def test_another_command_on_the_same_folders_harms_nothing(
 
 
 def test_processes_know_plugins_and_ignore_the_current_folder(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(METHODS, "plugins", [])
     plugin = tmp_path / "quiet.py"
     quiet = FAILING.replace('"failing"', '"quiet"').replace(
         'raise RuntimeError("no such luck")', "return job.dataset.images.float() * 0"
@@ -248,7 +245,7 @@ def test_processes_know_plugins_and_ignore_the_current_folder(tmp_path, monkeypa
     (elsewhere / "random.py").write_text("raise SystemExit('the wrong one')")
     monkeypatch.chdir(elsewhere)
     outcome = go(tmp_path, replace(SMALL, methods="quiet"), workers=2)
-    METHODS.__dict__.pop("entries", None)
+    METHODS.forget(plugin)
     assert not outcome.failed
     frame = load_results(tmp_path / "results").set_index("method")
     assert "source" in frame.loc["quiet", "identity"]["crafted"]["method"]
