@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,11 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def slugify(text: str) -> str:
+    """Text reduced to a name that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.").lower()[:80] or "x"
 
 
 def save_tensors(path: Path, state: dict[str, Any]) -> None:

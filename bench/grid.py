@@ -17,9 +17,11 @@ from bench.decoded import channel_statistics
 from bench.defense import Defense
 from bench.device import choose_device, choose_precision
 from bench.errors import UsageError
+from bench.files import slugify
 from bench.method import LinfMethod, Method, Surrogate
 from bench.network import Arch, Precision
 from bench.recipe import Recipe
+from bench.record import CONTROL
 from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES
 from bench.store import key_of
 
@@ -27,8 +29,6 @@ C = TypeVar("C", bound=Component)
 
 SCHEMA = 1
 """Part of every identity; raise it when the meaning of an identity changes."""
-CONTROL = "clean"
-"""The method that every grid contains."""
 
 
 @dataclass(frozen=True)
@@ -356,12 +356,6 @@ def _label(component: Component, plain: Component) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def slugify(text: str) -> str:
-    """Only characters that every file system takes."""
-    plain = "".join(c if (c.isascii() and c.isalnum()) or c in "-." else "-" for c in text)
-    return plain.strip("-.")[:80] or "x"
 
 
 def held_out(count: int, holdout: int, seed: int) -> tuple[Tensor, Tensor]:

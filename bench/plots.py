@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.files import write_with
-from bench.summary import CONTROL, Column, Group, Row, Summary
+from bench.record import CONTROL
+from bench.summary import Column, Group, Row, Summary
 from bench.tables import chance, scale
 
 if TYPE_CHECKING:

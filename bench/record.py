@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+CONTROL = "clean"
+"""The method that every grid contains and every other is compared with."""
 
 FIELDS: dict[str, tuple[type, ...]] = {
     # What was asked for. `identity` is the whole of it, and `key` its SHA-256.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from bench import record
 from bench.errors import UsageError
-from bench.files import write_text
-from bench.summary import Context, Row, Summary, slugify, summarise
+from bench.files import slugify, write_text
+from bench.summary import Context, Row, Summary, summarise
 from bench.tables import all_tables, details_table, join, main_table
 
 if TYPE_CHECKING:

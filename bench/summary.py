@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -13,13 +12,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
+from bench.files import slugify
+from bench.record import CONTROL
+
 if TYPE_CHECKING:
     from bench.budget import Norm
 
 Record = Mapping[str, Any]
-
-CONTROL = "clean"
-"""The method that every drop is measured against."""
 
 CONTROLS = (CONTROL, "sham", "noise")
 """Methods that stand first in tables and plots, in this order; the others follow by name."""
@@ -337,11 +336,6 @@ def value_text(value: Any, name: str = "") -> str:
         on_grid = name == "step_size" or "epsilon" in name
         return fraction(value, "linf" if on_grid else "l2")
     return str(value)
-
-
-def slugify(text: str) -> str:
-    """Text reduced to what every file system takes."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.").lower()
 
 
 def _json(value: Any) -> str:

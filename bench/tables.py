@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bench.record import CONTROL
 from bench.summary import (
-    CONTROL,
     LOW_TRAIN,
     LOW_TRAIN_GAP,
     PAPER_EPOCHS,
