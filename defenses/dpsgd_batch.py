@@ -36,6 +36,8 @@ from bench.registry import DEFENSES
 class BatchGradientShaping(Defense):
     """Clips the gradient of each batch and adds Gaussian noise; no differential privacy."""
 
+    # Version 2 draws where the weights are, version 1 drew on the CPU.
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Fowl et al., Adversarial Examples Make Strong Data Poisons, 2021"
 
     clip: float = setting(1.0, "C, largest length of the whole gradient")
