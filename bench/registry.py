@@ -161,8 +161,8 @@ class Registry:
 
     def _unknown(self, name: str) -> str:
         near = difflib.get_close_matches(name, self.entries, n=3, cutoff=0.5)
-        guess = f"; did you mean {' or '.join(near)}?" if near else ";"
-        return f"unknown {self.kind} '{name}'{guess} There are: {', '.join(self.entries)}"
+        guess = f"did you mean {' or '.join(near)}? There" if near else "there"
+        return f"unknown {self.kind} '{name}'; {guess} are: {', '.join(self.entries)}"
 
     def _built_in(self) -> list[Entry]:
         folder = ROOT.joinpath(*self.package.split("."))
