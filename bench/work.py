@@ -77,7 +77,7 @@ class Workshop:
 
     def _train_surrogate(self, job: SurrogateJob, epochs: Sequence[int]) -> str:
         artifact = artifact_of(self._store, job)
-        with artifact.lock(self._wait):
+        with artifact.lock(self._monitor.safe_point):
             manifest = artifact.manifest()
             have = set(manifest["facts"]["epochs"]) if manifest else set[int]()
             if set(epochs) <= have:
@@ -97,10 +97,8 @@ class Workshop:
                     job.precision,
                 )
 
-            training = begin()
             kept = {epoch: artifact.partial / _checkpoint(epoch) for epoch in epochs}
-            state = load_tensors(artifact.partial / "training.pt")
-            training = _resumed(training, state, begin)
+            training = _resumed(load_tensors(artifact.partial / "training.pt"), begin)
             if not all(kept[epoch].exists() for epoch in epochs if epoch <= training.epoch):
                 training = begin()
             self._advance(job, training.epoch * len(self._data.train))
@@ -120,10 +118,6 @@ class Workshop:
             }
             artifact.publish(files, {**facts, **clock.read()})
         return f"train accuracy {row['train_acc']:.1%}"
-
-    def _wait(self) -> None:
-        """Called now and then while another command makes the same thing."""
-        self._monitor.safe_point()
 
     def _advance(self, job: SurrogateJob, images: int) -> None:
         self._monitor.advance(PASSES_PER_TRAINING_STEP * self._flop(job.arch) * images)
@@ -148,7 +142,7 @@ class Workshop:
     def _craft(self, job: CraftJob) -> str:
         artifact = artifact_of(self._store, job)
         train = self._data.train
-        with artifact.lock(self._wait):
+        with artifact.lock(self._monitor.safe_point):
             if artifact.manifest() is not None:
                 return "was in the store"
             clock = Clock(artifact)
@@ -189,10 +183,13 @@ class Workshop:
     def _train_victim(self, cell: Cell) -> str:
         crafted = artifact_of(self._store, cell.crafting)
         working = self._store.artifact("victims", cell.slug, cell.identity)
-        with working.lock(self._wait):
+        with working.lock(self._monitor.safe_point):
             if record.is_done(self._results, cell.key):
                 return "was recorded"
             clock = Clock(working)
+            facts = (crafted.manifest() or {}).get("facts")
+            if facts is None:
+                raise RuntimeError(f"{crafted.folder} is damaged; the next call makes it again")
             released = self._released(crafted)
             self._keep_sample(cell, crafted, released)
             rows, out = held_out(len(released), cell.holdout, cell.seed)
@@ -214,7 +211,6 @@ class Workshop:
                 )
 
             curve, counts = self._curve(cell, begin, held, working, clock)
-            facts = (crafted.manifest() or {"facts": {}})["facts"]
             final = curve[-1]
             made = {
                 **self.describe(cell),
@@ -225,10 +221,10 @@ class Workshop:
                 "final_train_acc": final["train_acc"],
                 "curve": curve,
                 "confusion": counts.tolist(),
-                "audit": facts.get("audit"),
+                "audit": facts["audit"],
                 "crafted_key": crafted.key,
-                "crafting_gradient_images": facts.get("gradient_images"),
-                "crafting_seconds": facts.get("seconds"),
+                "crafting_gradient_images": facts["gradient_images"],
+                "crafting_seconds": facts["seconds"],
                 **clock.read(),
                 "peak_memory": peak_memory(self._device),
                 **provenance(self._device, self._commit),
@@ -251,7 +247,7 @@ class Workshop:
         per_image = PASSES_PER_TRAINING_STEP * forward * cell.defense.cost()
         curve: list[dict[str, Any]] = []
         state = load_tensors(checkpoint) or {}
-        training = _resumed(begin(), state.get("training"), begin)
+        training = _resumed(state.get("training"), begin)
         if training.epoch:
             curve = json.loads(state["curve"])
             self._monitor.advance(per_image * training.images * training.epoch)
@@ -423,8 +419,9 @@ def _copy(source: Path) -> Callable[[IO[bytes]], None]:
     return fill
 
 
-def _resumed(training: Training, state: Any, begin: Callable[[], Training]) -> Training:
+def _resumed(state: Any, begin: Callable[[], Training]) -> Training:
     """The training with a saved state loaded, or a fresh one if there is none or it is foreign."""
+    training = begin()
     if not state:
         return training
     try:

@@ -1,7 +1,6 @@
 """The command line: what it prints, what it refuses, and with which exit code."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -131,7 +130,6 @@ def test_wrong_image_folders(folders, tmp_path, capsys) -> None:
     assert "size=" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
 def test_a_results_folder_that_cannot_be_written(tmp_path, capsys) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
