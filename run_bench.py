@@ -214,10 +214,13 @@ def run_grid(session: Session, options: dict[str, Any], typed: dict[str, Any]) -
     threads = _count("--threads", options["threads"])
     if typed["plan"]:
         return show_plan(session, workers, threads, typed["json"])
-    from bench.runner import announcement, run_session, summary
+    from bench.runner import WorkerError, run_session, summary
 
-    print(announcement(session), file=sys.stderr)
-    outcome = run_session(session, workers, threads, sys.stderr)
+    try:
+        outcome = run_session(session, workers, threads, sys.stderr)
+    except WorkerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     print(f"{summary(outcome)}, {core_seconds():.0f} core-seconds", file=sys.stderr)
     show_report(session.results, outcome, typed["json"])
     if outcome.failed:

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from bench.crafting import Monitor
 from bench.device import configure
-from bench.grid import Cell, Grid
+from bench.grid import Cell, Expansion, Grid
 from bench.plan import Plan, Task, make_plan
 from bench.progress import Display, duration
 from bench.registry import ROOT, plugin_files
@@ -96,7 +96,7 @@ def run_session(
     started = time.monotonic()
     session.check_folders()
     session = replace(session, plugins=tuple(dict.fromkeys([*session.plugins, *plugin_files()])))
-    opened = session.open(progress=Loading(stream))
+    opened = session.open(Loading(stream), lambda made: _say(stream, announcement(made)))
     plan = make_plan(opened.cells, opened.data, opened.store, session.results)
     for note in plan.notes:
         stream.write(f"note: {note}\n")
@@ -157,6 +157,7 @@ class _Schedule:
         """Tasks side by side, each worker with its share of the cores."""
         events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
         workers = [_Worker(number, self._session, events) for number in range(count)]
+        logs = self._session.store / "logs"
         busy: dict[int, Task] = {}
         idle: set[int] = set()
         try:
@@ -170,7 +171,8 @@ class _Schedule:
                 elif event["event"] == "advance":
                     self._display.advance(event["flop"])
                 elif event["event"] == "broken" and number not in busy:
-                    raise WorkerError(f"a worker could not start:\n{event['error']}")
+                    reason = event["error"].strip().rpartition("\n")[2]
+                    raise WorkerError(f"a worker could not go on ({reason}); see {logs}")
                 else:
                     if event["event"] == "broken":
                         event = {"event": "failed", "error": event["error"]}
@@ -323,11 +325,13 @@ def _output(quiet: bool) -> Iterator[TextIO]:
         yield nowhere
 
 
-def announcement(session: Session) -> str:
-    """What is about to run, in a line; below the papers' scale it says so."""
-    from bench.grid import Expansion
+def _say(stream: TextIO, line: str) -> None:
+    stream.write(line + "\n")
+    stream.flush()
 
-    expansion = Expansion(session.grid)
+
+def announcement(expansion: Expansion) -> str:
+    """What is about to run, in a line; below the papers' scale it says so."""
     recipe = expansion.recipe
     images = "all images" if recipe.train_images is None else f"{recipe.train_images} images"
     text = (

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -46,8 +46,16 @@ class Session:
     deadline: float | None = None
     commit: str = field(default_factory=lambda: commit())
 
-    def open(self, progress: Progress = lambda what, done, total: None) -> Opened:
+    def open(
+        self,
+        progress: Progress = lambda what, done, total: None,
+        resolved: Callable[[Expansion], None] = lambda expansion: None,
+    ) -> Opened:
         """Resolve the names and load the images.
+
+        Args:
+            progress: told about loading.
+            resolved: told what will run, before anything is loaded.
 
         Raises:
             UsageError: in one line, for anything that cannot be run as asked.
@@ -55,6 +63,7 @@ class Session:
         for plugin in self.plugins:
             load_plugin(plugin)
         expansion = Expansion(self.grid)
+        resolved(expansion)
         places = Places(self.data, self.store / "datasets", self.download, progress)
         splits = expansion.source.load(places)
         data = TrainingData.cut(splits, expansion.recipe, expansion.source)
