@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
 import sys
+from contextlib import suppress
 from typing import get_args
 
 import torch
@@ -69,9 +71,24 @@ def computes_bf16(device: torch.device) -> bool:
 def configure(precision: Precision, threads: int) -> None:
     """Set what PyTorch keeps globally: thread count and the arithmetic behind float32."""
     torch.set_num_threads(threads)
+    _keep_freed_memory()
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library reuse large freed blocks instead of returning them to the system.
+
+    Activations are freed and allocated again in every pass. By default glibc unmaps large ones,
+    and the system then clears each page anew: a sixth of the time on a processor.
+    """
+    if sys.platform == "linux":
+        mmap_threshold, trim_threshold, largest = -3, -1, 2**31 - 1
+        with suppress(AttributeError, OSError):  # another C library than glibc
+            libc = ctypes.CDLL(None)
+            libc.mallopt(mmap_threshold, 2**30)
+            libc.mallopt(trim_threshold, largest)
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
