@@ -87,7 +87,8 @@ def _keep_freed_memory() -> None:
         mmap_threshold, trim_threshold, largest = -3, -1, 2**31 - 1
         with suppress(AttributeError, OSError):  # another C library than glibc
             libc = ctypes.CDLL(None)
-            libc.mallopt(mmap_threshold, 2**30)
+            # Older versions refuse thresholds above 32 MB.
+            libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)
             libc.mallopt(trim_threshold, largest)
 
 
