@@ -45,6 +45,8 @@ DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "workers": None,
     "threads": None,
+    "jobs_per_gpu": 1,
+    "memory": None,
     "time_limit": None,
     "data_dir": "data",
     "results_dir": "results/local",
@@ -125,8 +127,10 @@ def parser() -> argparse.ArgumentParser:
     add = how.add_argument
     add("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (auto)")
     add("--precision", metavar="NAME", help="auto, fp32, tf32 or bf16 (auto: the recipe's)")
-    add("--workers", metavar="N", help="processes (one a core on a CPU, one on a GPU)")
+    add("--workers", metavar="N", help="processes (one a core on a CPU, or --jobs-per-gpu)")
     add("--threads", metavar="N", help="threads a process (the cores shared out)")
+    add("--jobs-per-gpu", metavar="N", help="processes that share a GPU (1)")
+    add("--memory", metavar="SIZE", help="of a GPU, for each process, such as 4G (all)")
     add("--time-limit", metavar="T", help="stop at a checkpoint after 9m, 1h30m, 90s")
     add("--data-dir", metavar="DIR", help="where data sets lie (data)")
     add("--offline", action="store_true", help="never download")
@@ -204,6 +208,8 @@ def session_of(options: dict[str, Any], typed: dict[str, Any]) -> Session:
         data=_folder(options["data_dir"]),
         download=not typed["offline"],
         plugins=tuple(str(Path(plugin).resolve()) for plugin in typed["plugin"]),
+        jobs_per_gpu=_count("--jobs-per-gpu", options["jobs_per_gpu"]) or 1,
+        memory=None if options["memory"] is None else memory(str(options["memory"])),
         deadline=None if limit is None else time.time() + seconds(str(limit)),
     )
 
@@ -313,6 +319,15 @@ def seconds(text: str) -> float:
     if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", text):
         raise UsageError(f"--time-limit: '{text}' is no duration; write 9m, 1h30m or 90s")
     return sum(float(n) * units[u] for n, _, u in re.findall(r"(\d+(\.\d+)?)([hms])", text))
+
+
+def memory(text: str) -> int:
+    """Bytes from "4G", "500M" or a plain number; a G is 2^30."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    size = float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " ") if match else 0
+    if size < 2**20:
+        raise UsageError(f"--memory: '{text}' is no size; write 4G or 500M")
+    return int(size)
 
 
 def _number(option: str, value: Any) -> float:

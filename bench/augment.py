@@ -42,12 +42,11 @@ class Crops:
         return Crops(self.down[rows], self.right[rows], self.mirrored[rows])
 
 
-def cut(padded: Tensor, rows: Tensor, crops: Crops, size: tuple[int, int]) -> Tensor:
+def cut(padded: Tensor, crops: Crops, size: tuple[int, int]) -> Tensor:
     """Cut windows out of padded images.
 
     Args:
-        padded: (n, h + 2p, w + 2p, 3), any dtype; channels last, so that one gather moves pixels.
-        rows: (b,) which images.
+        padded: (b, h + 2p, w + 2p, 3), any dtype; channels last, so that one gather moves pixels.
         crops: b windows.
         size: height and width of a window.
 
@@ -60,7 +59,8 @@ def cut(padded: Tensor, rows: Tensor, crops: Crops, size: tuple[int, int]) -> Te
     down = crops.down[:, None] + line
     column = torch.where(crops.mirrored[:, None], column.flip(0), column)
     right = crops.right[:, None] + column
-    window = padded[rows[:, None, None], down[:, :, None], right[:, None, :]]
+    image = torch.arange(len(padded), device=padded.device)
+    window = padded[image[:, None, None], down[:, :, None], right[:, None, :]]
     return window.permute(0, 3, 1, 2)
 
 

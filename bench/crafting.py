@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +16,60 @@ from torch import Tensor
 
 from bench.component import build, parse_one
 from bench.data import ImageDataset, chunks
-from bench.files import load_tensors, save_tensors
+from bench.errors import Stopped
+from bench.files import (
+    load_tensors,
+    make_array,
+    open_array,
+    save_tensors,
+    unnamed_array,
+    write_text,
+)
+from bench.loading import Loader
 from bench.network import Network, Precision
 from bench.registry import ARCHS
 from bench.seeding import stream
 
 SAVE_EVERY_SECONDS = 10.0
+GPU_WORK = 2e12
+"""Operations of one call that keep a large GPU busy for some ten milliseconds."""
+CPU_CHUNK = 250
+"""Images whose activations a core works through fastest; see results/speed/README.md."""
 
 
 class Monitor:
-    """Told how far a long computation has come; may end it at a safe point.
+    """Told how far a long computation has come; decides when it is saved, and may end it.
 
-    The base class ignores everything; the runner's reports progress and keeps the time limit.
+    The base class reports to nobody and never ends anything; the runner's does.
     """
+
+    save_every = SAVE_EVERY_SECONDS
+
+    def __init__(self) -> None:
+        self._saved = time.monotonic()
 
     def advance(self, flop: float) -> None:
         """So much more work is done."""
 
-    def safe_point(self) -> None:
-        """All work so far is on disk; raises `Stopped` if the time is up."""
+    def stopping(self) -> bool:
+        """Whether the time is up."""
+        return False
+
+    def safe_point(self, save: Callable[[], None] = lambda: None) -> None:
+        """Between two units of work: save if the last time is long ago, end if the time is up.
+
+        Args:
+            save: puts on disk all that is needed to continue from here.
+
+        Raises:
+            Stopped: if the time is up.
+        """
+        stopping = self.stopping()
+        if stopping or time.monotonic() - self._saved >= self.save_every:
+            save()
+            self._saved = time.monotonic()
+        if stopping:
+            raise Stopped
 
 
 @dataclass
@@ -50,8 +88,9 @@ class Crafting:
         scratch: folder for partial results, or None to keep none.
         monitor: told about progress.
         flop_per_gradient: work of one image's input gradient.
+        bytes_per_gradient: memory of one image's input gradient.
+        memory: bytes that a chunk's gradient may take.
         gradient_images: input gradients of single images taken so far.
-        save_every: seconds between partial results of `each_chunk`.
     """
 
     dataset: ImageDataset
@@ -64,8 +103,9 @@ class Crafting:
     scratch: Path | None = None
     monitor: Monitor = field(default_factory=Monitor)
     flop_per_gradient: float = 0.0
+    bytes_per_gradient: float = 0.0
+    memory: float = math.inf
     gradient_images: int = 0
-    save_every: float = SAVE_EVERY_SECONDS
 
     @property
     def classes(self) -> int:
@@ -84,11 +124,36 @@ class Crafting:
         made.precision = self.precision
         return made.to(self.device, memory_format=torch.channels_last)
 
+    @cached_property
+    def _loader(self) -> Loader:
+        return Loader(self.dataset, self.device, self.memory)
+
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Images (b, 3, h, w) uint8, channels last, and labels (b,) on the device."""
-        images = self.dataset.images[rows].to(self.device)
-        labels = self.dataset.labels[rows].to(self.device)
-        return images.contiguous(memory_format=torch.channels_last), labels
+        return self._loader.batch(rows)
+
+    def blank(self) -> Tensor:
+        """A perturbation of zeros, (n, 3, h, w) float32, to be filled by chunks.
+
+        It lies in the scratch folder, so that it may be larger than memory.
+        """
+        shape = tuple(self.dataset.images.shape)
+        if self.scratch is None:
+            return torch.zeros(shape)
+        return torch.from_numpy(unnamed_array(self.scratch, shape))
+
+    @cached_property
+    def chunk(self) -> int:
+        """Images whose gradients are best taken in one call: it decides speed, not results.
+
+        A number of the machine and the network alone, so that a repeated run rounds alike.
+        """
+        size = CPU_CHUNK
+        if self.device.type == "cuda":
+            size = round(GPU_WORK / max(self.flop_per_gradient, GPU_WORK / 1000))
+        if self.bytes_per_gradient:
+            size = min(size, int(self.memory / self.bytes_per_gradient))
+        return max(size, 1)
 
     def spend(self, gradient_images: int) -> None:
         """Count input gradients."""
@@ -113,44 +178,63 @@ class Crafting:
         Returns:
             delta (n, 3, h, w) float32, zero for rows that are not protected.
         """
-        size = size or (1000 if self.device.type == "cuda" else 250)
-        delta = torch.zeros(self.dataset.images.shape)
+        size = size or self.chunk
         protected = self.mask.nonzero().flatten()
-        done = part = 0
-        while saved := self._load_part(f"{label}-{size}-{part:04d}", protected[done * size :]):
-            delta[protected[done * size : saved["done"] * size]] = saved["delta"]
-            self.spend(saved["spent"])
-            done, part = saved["done"], part + 1
-        before, last = self.gradient_images, time.monotonic()
+        before = self.gradient_images
+        part = _Part(self.scratch, f"{label}-{size}", tuple(self.dataset.images.shape))
+        self.spend(part.spent)
         for number, rows in enumerate(chunks(protected, size)):
-            if number < done:
+            if number < part.chunks:
                 continue
             images, labels = self.batch(rows)
-            delta[rows] = perturb(images, labels, number).float().cpu()
-            if time.monotonic() - last > self.save_every:
-                # Only what is new since the last part: it may be a long way to the end.
-                new = delta[protected[done * size : (number + 1) * size]]
-                state = {"done": number + 1, "spent": self.gradient_images - before, "delta": new}
-                self.save(f"{label}-{size}-{part:04d}", state)
-                done, part = number + 1, part + 1
-                before, last = self.gradient_images, time.monotonic()
-        return delta
+            part.delta[rows] = perturb(images, labels, number).float().cpu()
+            part.chunks, part.spent = number + 1, self.gradient_images - before
+            self.monitor.safe_point(part.keep)
+        return part.delta
 
-    def _load_part(self, name: str, rest: Tensor) -> dict[str, Any] | None:
-        """A part of a crafted set, or None if it is not there or not one."""
-        saved = self.load(name)
-        if saved is None or set(saved) != {"done", "spent", "delta"}:
-            return None
-        fits = saved["delta"].shape[1:] == self.dataset.images.shape[1:]
-        return saved if fits and 0 < len(saved["delta"]) <= len(rest) else None
+    def save(self, name: str, pack: Callable[[], dict[str, Any]]) -> None:
+        """A safe point: keep a partial result if it is time to, end here if the time is up.
 
-    def save(self, name: str, state: dict[str, Any]) -> None:
-        """Keep a partial result, tensors and plain values, and end here if the time is up."""
+        Args:
+            name: to `load` it by.
+            pack: gives what to keep: tensors and plain values.
+        """
         if self.scratch is not None:
-            save_tensors(self.scratch / f"{name}.pt", state)
-            self.monitor.safe_point()
+            file = self.scratch / f"{name}.pt"
+            self.monitor.safe_point(lambda: save_tensors(file, pack()))
 
     def load(self, name: str) -> dict[str, Any] | None:
         """The last partial result of this name, or None."""
         file = None if self.scratch is None else self.scratch / f"{name}.pt"
         return load_tensors(file) if file is not None and file.exists() else None
+
+
+class _Part:
+    """A perturbation that fills up chunk by chunk, in a file if there is a folder for it.
+
+    Attributes:
+        delta: (n, 3, h, w) float32.
+        chunks: how many are done.
+        spent: input gradients of single images that they took.
+    """
+
+    def __init__(self, folder: Path | None, name: str, shape: tuple[int, ...]) -> None:
+        self.chunks = self.spent = 0
+        self._facts = None
+        if folder is None:
+            self.delta = torch.zeros(shape)
+            return
+        self._facts, file = folder / f"{name}.json", folder / f"{name}.npy"
+        try:
+            known = json.loads(self._facts.read_text(encoding="utf-8"))
+            self._array = open_array(file, shape)
+            self.chunks, self.spent = int(known["chunks"]), int(known["spent"])
+        except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+            self._array = make_array(file, shape)
+        self.delta = torch.from_numpy(self._array)
+
+    def keep(self) -> None:
+        """Put on disk what is done, and then that it is done."""
+        if self._facts is not None:
+            self._array.flush()
+            write_text(self._facts, json.dumps({"chunks": self.chunks, "spent": self.spent}))

@@ -8,6 +8,7 @@ import platform
 import resource
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -68,9 +69,21 @@ def computes_bf16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
-def configure(precision: Precision, threads: int) -> None:
-    """Set what PyTorch keeps globally: thread count and the arithmetic behind float32."""
+def configure(
+    precision: Precision, threads: int, device: torch.device, memory: int | None = None
+) -> None:
+    """Set what PyTorch keeps globally: threads, the arithmetic behind float32, a GPU's share.
+
+    Args:
+        precision: of the run.
+        threads: of this process.
+        device: where it computes.
+        memory: bytes of a GPU's memory that this process may take, or None for all.
+    """
     torch.set_num_threads(threads)
+    if memory is not None and device.type == "cuda":
+        share = min(memory / total_memory(device), 1.0)
+        torch.cuda.set_per_process_memory_fraction(share, device)
     _keep_freed_memory()
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
@@ -87,8 +100,8 @@ def _keep_freed_memory() -> None:
         mmap_threshold, trim_threshold, largest = -3, -1, 2**31 - 1
         with suppress(AttributeError, OSError):  # another C library than glibc
             libc = ctypes.CDLL(None)
-            # Older versions refuse thresholds above 32 MB.
-            libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)
+            for threshold in (2**25, 2**30):  # older versions refuse more than the first
+                libc.mallopt(mmap_threshold, threshold)
             libc.mallopt(trim_threshold, largest)
 
 
@@ -104,6 +117,29 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count() or 1,
     }
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of a GPU, or of this machine or container: what it has, not what is free now.
+
+    Sizes that are derived from it are then the same in every run, and results round alike.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # "max" where a container has no limit
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
+
+
+def gpus(device: torch.device) -> list[str]:
+    """Names by which `CUDA_VISIBLE_DEVICES` selects the GPUs that a run may use."""
+    if device.type != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    names = visible.split(",")[:count] if visible else [str(number) for number in range(count)]
+    return names if device.index is None else [names[device.index]]
 
 
 def reset_peak_memory(device: torch.device) -> None:

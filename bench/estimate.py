@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from bench.device import configure
-from bench.plan import PASSES_PER_TRAINING_STEP, FlopTable, make_plan
+from bench.plan import PASSES_PER_TRAINING_STEP, CostTable, make_plan
 from bench.progress import duration
-from bench.runner import Loading, default_workers
-from bench.session import Opened, Session, cores
+from bench.runner import Loading, share_out
+from bench.session import Opened, Session
 
 
 def plan_facts(
@@ -30,10 +30,9 @@ def plan_facts(
     """
     opened = session.open(Loading(stream))
     plan = make_plan(opened.cells, opened.data, opened.store, session.results)
-    workers = workers or default_workers(opened)
-    threads = threads or max(1, cores() // workers)
+    session, workers = share_out(session, opened.expansion.device, workers, threads)
     workers = max(1, min(workers, len(plan.tasks)))
-    rate = measured_rate(opened, threads) * workers if plan.tasks else 1.0
+    rate = measured_rate(opened, session.threads) * workers if plan.tasks else 1.0
     longest = max(plan.urgency().values(), default=0.0)
     seconds = max(plan.flop / rate, longest * workers / rate)
     return {
@@ -58,7 +57,7 @@ def plan_facts(
 def measured_rate(opened: Opened, threads: int) -> float:
     """Operations a second of one process in training, from a few steps on this machine."""
     expansion, data = opened.expansion, opened.data
-    configure(expansion.precision, threads)
+    configure(expansion.precision, threads, expansion.device)
     arch, train = expansion.archs[0][1], data.train
     network = arch.network(
         len(train.classes), train.image_size, train.mean, train.std, torch.Generator()
@@ -79,7 +78,7 @@ def measured_rate(opened: Opened, threads: int) -> float:
     while steps < 3 or time.perf_counter() - started < 0.5:
         step()
         steps += 1
-    work = PASSES_PER_TRAINING_STEP * FlopTable(data)(arch) * count * steps
+    work = PASSES_PER_TRAINING_STEP * CostTable(data)(arch) * count * steps
     return work / (time.perf_counter() - started)
 
 

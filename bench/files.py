@@ -6,9 +6,13 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def write_with(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
@@ -71,3 +75,88 @@ def load_tensors(path: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
         return None
+
+
+def make_array(path: Path, shape: Sequence[int]) -> np.memmap:
+    """A new .npy file of float32 zeros, mapped into memory; it may be larger than memory.
+
+    It is filled in place, so whoever relies on it notes elsewhere, after `flush`, how far it is.
+    """
+    import numpy as np
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # zeros everywhere, also where an older file had something
+    array = np.lib.format.open_memmap(path, "w+", np.float32, tuple(shape))
+    _reserve(path)
+    return array
+
+
+def open_array(path: Path, shape: Sequence[int]) -> np.memmap:
+    """The file that `make_array` made.
+
+    Raises:
+        OSError: if it is not there.
+        ValueError: if it is something else.
+    """
+    import numpy as np
+
+    array = np.load(path, mmap_mode="r+", allow_pickle=False)
+    if array.shape != tuple(shape) or array.dtype != np.float32:
+        raise ValueError(f"{path} holds {array.dtype} {array.shape}, not float32 {tuple(shape)}")
+    return array
+
+
+def unnamed_array(folder: Path, shape: Sequence[int], dtype: str = "float32") -> np.memmap:
+    """Zeros in a file without a name, which goes when the last user of the array does.
+
+    Args:
+        folder: on whose disk; made if it is missing.
+        shape: of the array.
+        dtype: of its elements.
+    """
+    import numpy as np
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        file.truncate(max(size, 1))
+        _reserve(Path(file.name))
+        return np.memmap(file, dtype, "r+", shape=tuple(shape))
+
+
+def map_member(archive: Path, name: str) -> np.memmap:
+    """One array of an uncompressed .npz, mapped into memory instead of read.
+
+    Changes to it stay in memory and never reach the file.
+
+    Raises:
+        ValueError: if the member is compressed or holds Python objects.
+        KeyError: if there is no such member.
+    """
+    import numpy as np
+
+    with zipfile.ZipFile(archive) as members:
+        if members.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} in {archive} is compressed")
+        with members.open(f"{name}.npy") as member, archive.open("rb") as raw:
+            # Where the content begins: the header in front of it names its own length.
+            raw.seek(members.getinfo(f"{name}.npy").header_offset)
+            header = raw.read(30)
+            start = raw.tell() + int.from_bytes(header[26:28], "little")
+            start += int.from_bytes(header[28:30], "little")
+            major = np.lib.format.read_magic(member)[0]
+            read = np.lib.format.read_array_header_1_0
+            shape, fortran, dtype = (read if major == 1 else np.lib.format.read_array_header_2_0)(
+                member
+            )
+            start += member.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{name} in {archive} holds Python objects")
+    return np.memmap(archive, dtype, "c", start, shape, "F" if fortran else "C")
+
+
+def _reserve(path: Path) -> None:
+    """Make a full disk an error now; later, a write to the mapping would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

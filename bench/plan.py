@@ -13,7 +13,7 @@ from bench.component import build, canonical, parse_one
 from bench.errors import UsageError
 from bench.grid import Cell, CraftJob, SurrogateJob, TrainingData
 from bench.method import Method
-from bench.network import Arch
+from bench.network import Arch, Precision
 from bench.registry import ARCHS
 from bench.store import Artifact, Store, key_of
 
@@ -100,7 +100,7 @@ class _Planner:
     def __init__(self, plan: Plan, data: TrainingData, store: Store) -> None:
         self.tasks: dict[str, Task] = {}
         self._plan, self._data, self._store = plan, data, store
-        self._flop = FlopTable(data)
+        self._cost = CostTable(data)
         self._seen: dict[str, bool] = {}
 
     def add_cell(self, cell: Cell) -> None:
@@ -109,7 +109,7 @@ class _Planner:
         crafted = key_of(cell.crafting.identity)
         to_craft = self._craft(cell.crafting, cell.labels["method"])
         needs = frozenset({crafted}) if to_craft else frozenset[str]()
-        forward = self._flop(cell.arch)
+        forward = self._cost(cell.arch)
         images = (len(data.train) - cell.holdout) * recipe.epochs
         curve = min(recipe.curve_images or len(data.test), len(data.test)) + cell.holdout
         tested = curve * (recipe.epochs - 1) + len(data.test) + cell.holdout
@@ -128,8 +128,9 @@ class _Planner:
             job.method.check(self._data.train, self._data.rows, self._data.total)
             needs = frozenset(k for s in job.surrogates if (k := self._surrogate(s)))
             images = round(len(self._data.train) * job.poison_ratio)
-            work = job.method.gradient_images(images) * self._flop.of_gradient(job.method)
-            size = self._data.train.images.numel()
+            work = job.method.gradient_images(images) * self._cost.of_gradient(job.method)[0]
+            size = self._data.train.images.numel()  # for a while, the float perturbation too
+            size *= 1 + 4
             self.tasks[key] = Task(key, "craft", title, job, work, size, needs)
         return missing
 
@@ -145,9 +146,9 @@ class _Planner:
             self._have(artifact, title)
             return None
         epochs = tuple(sorted(wanted | have))
-        forward = self._flop(job.arch)
+        forward = self._cost(job.arch)
         work = forward * PASSES_PER_TRAINING_STEP * len(self._data.train) * epochs[-1]
-        size = 4.0 * self._flop.parameters(job.arch) * len(epochs)
+        size = 4.0 * self._cost.of(job.arch).parameters * len(epochs)
         self.tasks[key] = Task(key, "surrogate", title, job, work, size, frozenset(), epochs)
         return key
 
@@ -161,42 +162,76 @@ class _Planner:
         return True
 
 
-class FlopTable:
-    """Forward passes of one image in floating point operations, counted once a network."""
+@dataclass(frozen=True)
+class Cost:
+    """Of a network, for one image.
+
+    Attributes:
+        forward: operations of a forward pass.
+        parameters: number of weights.
+        saved: values that a forward pass keeps for the gradient with respect to the image.
+    """
+
+    forward: float
+    parameters: float
+    saved: float
+
+
+class CostTable:
+    """What networks cost, counted once each."""
 
     def __init__(self, data: TrainingData) -> None:
         self._data = data
-        self._known: dict[str, tuple[float, float]] = {}
+        self._known: dict[str, Cost] = {}
 
     def __call__(self, arch: Arch) -> float:
         """Operations of one image's forward pass."""
-        return self._measure(arch)[0]
+        return self.of(arch).forward
 
-    def of_gradient(self, method: Method) -> float:
-        """Operations of one image's input gradient through a method's surrogate, if it has one."""
+    def of_gradient(self, method: Method, precision: Precision = "fp32") -> tuple[float, float]:
+        """Operations and bytes of one image's input gradient through a method's surrogate.
+
+        Zeros if it has none.
+        """
         surrogate = getattr(method, "surrogate", None)
         if surrogate is None:
-            return 0.0
-        return PASSES_PER_GRADIENT * self(build(ARCHS, parse_one(surrogate, ARCHS)))
+            return 0.0, 0.0
+        cost = self.of(build(ARCHS, parse_one(surrogate, ARCHS)))
+        # As much again for gradients and for what convolutions need to work in.
+        size = 2 * cost.saved * (2 if precision == "bf16" else 4)
+        return PASSES_PER_GRADIENT * cost.forward, size
 
-    def parameters(self, arch: Arch) -> float:
-        """Number of weights."""
-        return self._measure(arch)[1]
-
-    def _measure(self, arch: Arch) -> tuple[float, float]:
-        from torch.utils.flop_counter import FlopCounterMode
-
+    def of(self, arch: Arch) -> Cost:
+        """All that is known of it."""
         key = key_of(arch.identity())
         if key not in self._known:
-            train = self._data.train
-            network = arch.network(
-                len(train.classes), train.image_size, train.mean, train.std, torch.Generator()
-            ).eval()
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                network(torch.zeros(1, 3, *train.image_size))
-            count = sum(parameter.numel() for parameter in network.parameters())
-            self._known[key] = (float(counter.get_total_flops()), float(count))
+            self._known[key] = self._measure(arch)
         return self._known[key]
+
+    def _measure(self, arch: Arch) -> Cost:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        train = self._data.train
+        network = arch.network(
+            len(train.classes), train.image_size, train.mean, train.std, torch.Generator()
+        )
+        network.eval().requires_grad_(False)
+        image = torch.zeros(1, 3, *train.image_size, requires_grad=True)
+        weights = {weight.data_ptr() for weight in network.parameters()}
+        saved: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            saved[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            FlopCounterMode(display=False) as counter,
+        ):
+            network(image)
+        kept = sum(size for place, size in saved.items() if place not in weights)
+        count = sum(weight.numel() for weight in network.parameters())
+        return Cost(float(counter.get_total_flops()), float(count), float(kept))
 
 
 def artifact_of(store: Store, job: SurrogateJob | CraftJob) -> Artifact:

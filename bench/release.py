@@ -38,7 +38,13 @@ def draw_mask(count: int, poison_ratio: float, craft_seed: int) -> Tensor:
     return mask
 
 
-def release(dataset: ImageDataset, delta: Tensor, mask: Tensor, budget: Budget) -> Released:
+def release(
+    dataset: ImageDataset,
+    delta: Tensor,
+    mask: Tensor,
+    budget: Budget,
+    place: Tensor | None = None,
+) -> Released:
     """Add delta, round to 8 bits, and hold the result to the budget exactly.
 
     Rounding moves a component by up to half a grey level. For l-inf with a whole number of levels
@@ -50,6 +56,8 @@ def release(dataset: ImageDataset, delta: Tensor, mask: Tensor, budget: Budget) 
         delta: (n, 3, h, w) float32 in units of [0, 1].
         mask: (n,) bool; rows outside stay byte for byte.
         budget: the method's.
+        place: (n, 3, h, w) uint8, overwritten with the released images; it may be a mapped file.
+            In memory if left out.
 
     Raises:
         OverstepError: if delta is of another shape, is not a number somewhere, or leaves the
@@ -58,7 +66,8 @@ def release(dataset: ImageDataset, delta: Tensor, mask: Tensor, budget: Budget) 
     if delta.shape != dataset.images.shape:
         wanted = tuple(dataset.images.shape)
         raise OverstepError(f"delta has shape {tuple(delta.shape)}, the images {wanted}")
-    images = dataset.images.clone()
+    images = torch.empty_like(dataset.images) if place is None else place
+    images.copy_(dataset.images)
     for rows in chunks(mask.nonzero().flatten(), CHUNK):
         clean, change = dataset.images[rows], delta[rows].detach().float().cpu()
         _refuse(change, budget, rows)
@@ -116,6 +125,9 @@ def audit(clean: Tensor, released: Tensor, mask: Tensor, budget: Budget) -> dict
         flat = _is_constant(released[rows]) & ~_is_constant(clean[rows])
         constant += int(flat.sum())
         within &= bool(budget.contains(levels).all())
+    outside = 0
+    for rows in chunks((~mask).nonzero().flatten(), CHUNK):
+        outside += int((released[rows] != clean[rows]).flatten(1).any(1).sum())
     count = max(len(rows_of), 1)
     return {
         "protected_images": len(rows_of),
@@ -126,7 +138,7 @@ def audit(clean: Tensor, released: Tensor, mask: Tensor, budget: Budget) -> dict
         "constant_images": constant,
         "nan": 0,
         "within_budget": within,
-        "changed_outside_mask": int((released[~mask] != clean[~mask]).flatten(1).any(1).sum()),
+        "changed_outside_mask": outside,
     }
 
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
 from bench.crafting import Monitor
-from bench.device import configure
+from bench.device import configure, gpus, total_memory
 from bench.grid import Cell, Expansion, Grid
 from bench.plan import Plan, Task, make_plan
 from bench.progress import Display, duration
@@ -53,6 +55,8 @@ def run(
     data_dir: str | Path = ROOT / "data",
     workers: int | None = None,
     threads: int | None = None,
+    jobs_per_gpu: int = 1,
+    memory: int | None = None,
     time_limit: float | None = None,
     download: bool = True,
     plugins: tuple[str, ...] = (),
@@ -65,9 +69,11 @@ def run(
         results_dir: where the records go.
         store: where tensors and checkpoints go; safe to delete.
         data_dir: where data sets lie.
-        workers: processes; None takes one a core on a CPU, and one on a GPU.
+        workers: processes; None takes one a core on a CPU, and `jobs_per_gpu` on each GPU.
         threads: of each process; None shares the cores out. A CPU's sums depend on it in their
             last digits, so only equal numbers give records that are equal to the last digit.
+        jobs_per_gpu: processes that share a GPU; worthwhile where networks are small.
+        memory: bytes that each process may take of its GPU, or plan with on a CPU.
         time_limit: seconds after which to stop at the next checkpoint.
         download: whether a data set that is not there may be fetched.
         plugins: files with further components.
@@ -83,6 +89,8 @@ def run(
         Path(data_dir),
         download,
         plugins,
+        jobs_per_gpu=jobs_per_gpu,
+        memory=memory,
         deadline=None if time_limit is None else time.time() + time_limit,
     )
     with _output(quiet) as stream:
@@ -100,9 +108,8 @@ def run_session(
     plan = make_plan(opened.cells, opened.data, opened.store, session.results)
     for note in plan.notes:
         stream.write(f"note: {note}\n")
-    workers = workers or default_workers(opened)
     # Not from what is left to do: a run that is resumed must not compute with other threads.
-    session = replace(session, threads=threads or max(1, cores() // workers))
+    session, workers = share_out(session, opened.expansion.device, workers, threads)
     workers = max(1, min(workers, len(plan.tasks)))
     outcome = Outcome(opened.cells, session.results)
     if plan.tasks:
@@ -119,9 +126,26 @@ def run_session(
     return outcome
 
 
-def default_workers(opened: Opened) -> int:
-    """One process a core: small networks gain little from a second thread."""
-    return cores() if opened.expansion.device.type == "cpu" else 1
+def share_out(
+    session: Session, device: torch.device, workers: int | None, threads: int | None
+) -> tuple[Session, int]:
+    """Decide on the number of processes, and give each its part of cores and memory.
+
+    One a core on a processor, since small networks gain little from a second thread; on GPUs
+    `jobs_per_gpu` on each.
+
+    Args:
+        session: with the user's own limits.
+        device: where it runs; "cuda" without a number stands for all GPUs.
+        workers: a number of processes asked for.
+        threads: a number of threads asked for.
+    """
+    devices = max(len(gpus(device)), 1)
+    if workers is None:
+        workers = cores() if device.type == "cpu" else devices * session.jobs_per_gpu
+    threads = threads or max(1, cores() // workers)
+    memory = session.memory or total_memory(device) // -(-workers // devices)
+    return replace(session, threads=threads, memory=memory), workers
 
 
 class WorkerError(RuntimeError):
@@ -145,7 +169,8 @@ class _Schedule:
     def run_here(self) -> None:
         """One task after the other in this process."""
         relay = Relay(self._session, self._display.advance)
-        configure(self._opened.expansion.precision, self._session.threads)
+        expansion, session = self._opened.expansion, self._session
+        configure(expansion.precision, session.threads, expansion.device, session.memory)
         workshop = self._workshop(relay)
         while (task := self._next()) is not None:
             event = attempt(workshop, task.job, task.epochs)
@@ -156,7 +181,14 @@ class _Schedule:
     def run_in_processes(self, count: int) -> None:
         """Tasks side by side, each worker with its share of the cores."""
         events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
-        workers = [_Worker(number, self._session, events) for number in range(count)]
+        places = gpus(self._opened.expansion.device)
+
+        def start(number: int) -> _Worker:
+            # A device with a number was chosen by the user and is left to the worker to find.
+            gpu = places[number % len(places)] if len(places) > 1 else None
+            return _Worker(number, self._session, events, gpu)
+
+        workers = [start(number) for number in range(count)]
         logs = self._session.store / "logs"
         busy: dict[int, Task] = {}
         idle: set[int] = set()
@@ -177,7 +209,7 @@ class _Schedule:
                     if event["event"] == "broken":
                         event = {"event": "failed", "error": event["error"]}
                         workers[number].stop()
-                        workers[number] = _Worker(number, self._session, events)
+                        workers[number] = start(number)
                     else:
                         idle.add(number)
                     self._ended(busy.pop(number), event)
@@ -242,7 +274,11 @@ class _Worker:
     """The runner's end of a worker process."""
 
     def __init__(
-        self, number: int, session: Session, events: queue.Queue[tuple[int, dict[str, Any]]]
+        self,
+        number: int,
+        session: Session,
+        events: queue.Queue[tuple[int, dict[str, Any]]],
+        gpu: str | None,
     ) -> None:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         logs = session.store / "logs"
@@ -256,7 +292,12 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(session.threads)},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": path,
+                    "OMP_NUM_THREADS": str(session.threads),
+                    **({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}),
+                },
                 start_new_session=True,
             )
         self._number, self._events = number, events

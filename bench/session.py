@@ -31,6 +31,9 @@ class Session:
         download: whether the network may be used.
         plugins: files with further components.
         threads: for PyTorch, in each process.
+        jobs_per_gpu: processes that share a GPU.
+        memory: bytes that each process may take of its GPU, or plan with on a processor; None
+            for all there is.
         deadline: seconds since the epoch at which to stop, or None.
         commit: of the code, taken when the run begins; what is imported later may differ from
             what stands in the folder by then.
@@ -43,6 +46,8 @@ class Session:
     download: bool = True
     plugins: tuple[str, ...] = ()
     threads: int = field(default_factory=lambda: cores())
+    jobs_per_gpu: int = 1
+    memory: int | None = None
     deadline: float | None = None
     commit: str = field(default_factory=lambda: commit())
 

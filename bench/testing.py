@@ -338,8 +338,8 @@ def _check_repeats(judge: Judge, method: Method, dataset: ImageDataset, first: R
 
 
 class _StopsAlways(Monitor):
-    def safe_point(self) -> None:
-        raise Stopped
+    def stopping(self) -> bool:
+        return True
 
 
 def _check_resumes(judge: Judge, method: Method, dataset: ImageDataset, first: Released) -> None:
@@ -348,7 +348,7 @@ def _check_resumes(judge: Judge, method: Method, dataset: ImageDataset, first: R
     method.craft(whole)
     with TemporaryDirectory() as folder:
         for _ in range(MOST_INTERRUPTIONS):
-            options = {"scratch": Path(folder), "monitor": _StopsAlways(), "save_every": -1.0}
+            options = {"scratch": Path(folder), "monitor": _StopsAlways()}
             job = crafting_job(method, dataset, **options)
             try:
                 released = _release(judge, method, dataset, job)

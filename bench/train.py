@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from bench.augment import Crops, cut, draw_shifts, shift
 from bench.data import ImageDataset, to_unit
 from bench.defense import Defense, Step
+from bench.loading import Loader
 from bench.network import Arch, Precision
 from bench.recipe import Recipe
+from bench.replay import Learned, Replay, cuda_graph
 from bench.seeding import stream
 
 EVALUATION_BATCH = 500
@@ -25,38 +28,44 @@ class Batches:
     Args:
         dataset: uint8 or prepared float32 images.
         recipe: batch size, padding, flip.
-        device: where they shall live.
+        device: where batches are wanted.
+        memory: bytes that images may take there; above, they stay on the host.
     """
 
-    def __init__(self, dataset: ImageDataset, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        recipe: Recipe,
+        device: torch.device,
+        memory: float = math.inf,
+    ) -> None:
         self._bilinear = recipe.crops == "bilinear"
         self._padding = 0 if self._bilinear else recipe.crop_padding
-        padding = self._padding
-        channels_last = dataset.images.to(device).permute(0, 2, 3, 1)
-        self._padded = F.pad(channels_last, (0, 0, padding, padding, padding, padding))
-        self._labels = dataset.labels.to(device)
+        self._loader = Loader(dataset, device, memory)
         self._recipe, self._size, self._device = recipe, dataset.image_size, device
+        self._count = len(dataset)
         self._mean_colour = torch.tensor(dataset.mean, device=device).reshape(1, 3, 1, 1)
 
     def __len__(self) -> int:
-        return -(-len(self._labels) // self._recipe.batch_size)
+        return -(-self._count // self._recipe.batch_size)
 
     def epoch(self, draws: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, shuffled, as ((b, 3, h, w) float32 in [0, 1], (b,) int64)."""
-        recipe, count = self._recipe, len(self._labels)
+        recipe, count, margin = self._recipe, self._count, (self._padding,) * 4
         # All draws are made on the CPU at once, so that every device sees the same numbers.
-        order = torch.randperm(count, generator=draws).to(self._device)
+        order = torch.randperm(count, generator=draws).to(self._loader.rows_on)
         whole_flip = recipe.flip and not self._bilinear
         crops = Crops.draw(count, self._padding, whole_flip, draws).to(self._device)
         offsets, mirrored = draw_shifts(count, recipe.crop_padding, draws, self._device)
         for start in range(0, count, recipe.batch_size):
             part = slice(start, start + recipe.batch_size)
-            rows = order[part]
-            images = to_unit(cut(self._padded, rows, crops[part], self._size))
+            images, labels = self._loader.batch(order[part])
+            padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, *margin))
+            images = to_unit(cut(padded, crops[part], self._size))
             if self._bilinear:
                 flips = mirrored[part] & recipe.flip
                 images = shift(images, offsets[part], flips, self._mean_colour)
-            yield images, self._labels[rows]
+            yield images, labels
 
 
 class Training:
@@ -74,6 +83,7 @@ class Training:
         role: "victim" or "surrogate"; their streams differ under equal seeds.
         device: where.
         precision: in which arithmetic.
+        memory: bytes that images may take on the device.
     """
 
     def __init__(
@@ -86,12 +96,15 @@ class Training:
         role: str,
         device: torch.device,
         precision: Precision,
+        memory: float = math.inf,
     ) -> None:
         self._purpose = (seed, role)
         self._recipe, self._defense, self._device = recipe, defense, device
         self._released = released
         prepared = defense.prepare(released, self._stream("prepare"))
-        self._batches = Batches(prepared, recipe, device)
+        self._memory = memory
+        self._batches = Batches(prepared, recipe, device, memory)
+        self._loaders: dict[ImageDataset, Loader] = {}
         self.network = defense.build(arch, released, self._stream("build"))
         self.network.to(device).to(memory_format=torch.channels_last)
         self.network.precision = precision
@@ -104,6 +117,7 @@ class Training:
             foreach=True,
         )
         self._epoch = 0
+        self._replay: Replay | None = None
         self._last = _LastLogits()
         self.network.register_forward_hook(self._last)
 
@@ -142,12 +156,11 @@ class Training:
                 group["lr"] = lr
             images, soft_labels = self._defense.batch(images, labels, step)
             self._optimizer.zero_grad()
-            loss = self._defense.backward(network, images, soft_labels, step)
+            loss, logits = self._learn(images, soft_labels, step)
             if recipe.clip_grad is not None:
                 torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_grad)
             self._optimizer.step()
             loss_sum += loss * len(labels)
-            logits = self._last.value
             if logits is not None and len(logits) == len(labels):
                 correct += (logits.argmax(1) == soft_labels.argmax(1)).sum()
             seen += len(labels)
@@ -160,6 +173,22 @@ class Training:
             "train_acc": correct.item() / seen,
         }
 
+    def _learn(self, images: Tensor, soft_labels: Tensor, step: Step) -> Learned:
+        """Fill the gradients; returns the loss and the logits of the pass learned from."""
+
+        def compute(images: Tensor, soft_labels: Tensor) -> Learned:
+            loss = self._defense.backward(self.network, images, soft_labels, step)
+            return Learned(loss, self._last.value)
+
+        # A defense with a backward pass of its own may draw random numbers or wait for the GPU.
+        kind = type(self._defense)
+        plain = kind.backward is Defense.backward and kind.loss is Defense.loss
+        if self._device.type != "cuda" or not plain:
+            return compute(images, soft_labels)
+        if self._replay is None:
+            self._replay = Replay(self.network, compute, cuda_graph)
+        return self._replay(images, soft_labels)
+
     def finish(self) -> None:
         """Let the defense have its last word; call it once, after the last epoch."""
         network = self._defense.finish(self.network, self._released, self._stream("finish"))
@@ -167,18 +196,19 @@ class Training:
 
     def confusion(self, dataset: ImageDataset) -> Tensor:
         """Counts (classes, classes) int64: row the true class, column the predicted one."""
+        if dataset not in self._loaders:
+            self._loaders[dataset] = Loader(dataset, self._device, self._memory)
+        loader = self._loaders[dataset]
         classes = self.network.head.out_features
         counts = torch.zeros(classes * classes, dtype=torch.int64, device=self._device)
         draws = self._stream("predict", self._epoch)
         self.network.eval()
         with torch.no_grad():
-            for start in range(0, len(dataset), EVALUATION_BATCH):
-                part = slice(start, start + EVALUATION_BATCH)
-                images = dataset.images[part].to(self._device)
-                images = to_unit(images.contiguous(memory_format=torch.channels_last))
-                guess = self._defense.predict(self.network, images, draws).argmax(1)
-                index = dataset.labels[part].to(self._device) * classes + guess
-                counts += torch.bincount(index, minlength=classes * classes)
+            for rows in torch.arange(len(dataset), device=loader.rows_on).split(EVALUATION_BATCH):
+                images, labels = loader.batch(rows)
+                guess = self._defense.predict(self.network, to_unit(images), draws).argmax(1)
+                # Not bincount, which waits for the GPU to tell the largest value.
+                counts.index_add_(0, labels * classes + guess, torch.ones_like(labels))
         return counts.reshape(classes, classes).cpu()
 
     def state(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,11 +22,11 @@ from bench import record
 from bench.crafting import Crafting, Monitor
 from bench.data import ImageDataset
 from bench.defense import Defense
-from bench.device import describe, peak_memory, reset_peak_memory
-from bench.files import load_tensors, save_tensors, write_text
+from bench.device import describe, peak_memory, reset_peak_memory, total_memory
+from bench.files import load_tensors, map_member, save_tensors, unnamed_array, write_text
 from bench.grid import Cell, CraftJob, SurrogateJob, held_out
 from bench.network import Network, Precision, freeze
-from bench.plan import PASSES_PER_TRAINING_STEP, FlopTable, Job, artifact_of
+from bench.plan import PASSES_PER_TRAINING_STEP, CostTable, Job, artifact_of
 from bench.release import draw_mask, release
 from bench.samples import sample_file, write_sample
 from bench.session import Opened, Session
@@ -53,7 +53,9 @@ class Workshop:
     ) -> None:
         self._data, self._store, self._results = opened.data, opened.store, session.results
         self._device, self._monitor, self._commit = device, monitor, session.commit
-        self._flop = FlopTable(opened.data)
+        self._cost = CostTable(opened.data)
+        # A quarter for the images, a quarter for activations; the rest for networks and caches.
+        self._memory = (session.memory or total_memory(device)) / 4
 
     def execute(self, job: Job, epochs: Sequence[int] = ()) -> str:
         """Do a job, continuing where an earlier attempt stopped.
@@ -95,7 +97,12 @@ class Workshop:
                     f"surrogate-{job.surrogate.index}",
                     self._device,
                     job.precision,
+                    self._memory,
                 )
+
+            def save(training: Training) -> None:
+                save_tensors(artifact.partial / "training.pt", training.state())
+                clock.save()
 
             kept = {epoch: artifact.partial / _checkpoint(epoch) for epoch in epochs}
             training = _resumed(load_tensors(artifact.partial / "training.pt"), begin)
@@ -107,9 +114,7 @@ class Workshop:
                 row = training.run_epoch(lambda images: self._advance(job, images))
                 if training.epoch in kept:
                     save_tensors(kept[training.epoch], training.network.state_dict())
-                save_tensors(artifact.partial / "training.pt", training.state())
-                clock.save()
-                self._monitor.safe_point()
+                self._monitor.safe_point(partial(save, training))
             files = {file.name: _copy(file) for file in kept.values()}
             facts = {
                 "epochs": sorted(epochs),
@@ -120,7 +125,7 @@ class Workshop:
         return f"train accuracy {row['train_acc']:.1%}"
 
     def _advance(self, job: SurrogateJob, images: int) -> None:
-        self._monitor.advance(PASSES_PER_TRAINING_STEP * self._flop(job.arch) * images)
+        self._monitor.advance(PASSES_PER_TRAINING_STEP * self._cost(job.arch) * images)
 
     def _trained(self, job: SurrogateJob, precision: Precision) -> list[Network]:
         """The checkpoints of a surrogate from the store, frozen."""
@@ -147,6 +152,7 @@ class Workshop:
                 return "was in the store"
             clock = Clock(artifact)
             mask = draw_mask(len(train), job.poison_ratio, job.seed)
+            operations, size = self._cost.of_gradient(job.method, job.precision)
             crafting = Crafting(
                 dataset=train,
                 rows=self._data.rows,
@@ -157,9 +163,13 @@ class Workshop:
                 trained=lambda number: self._trained(job.surrogates[number], job.precision),
                 scratch=artifact.partial,
                 monitor=_Timed(self._monitor, clock),
-                flop_per_gradient=self._flop.of_gradient(job.method),
+                flop_per_gradient=operations,
+                bytes_per_gradient=size,
+                memory=self._memory,
             )
-            released = release(train, job.method.craft(crafting), mask, job.method.budget)
+            delta = job.method.craft(crafting)
+            place = unnamed_array(artifact.partial, tuple(train.images.shape), "uint8")
+            released = release(train, delta, mask, job.method.budget, torch.from_numpy(place))
             clock.save()
 
             def write(file: IO[bytes]) -> None:
@@ -208,6 +218,7 @@ class Workshop:
                     "victim",
                     self._device,
                     cell.precision,
+                    self._memory,
                 )
 
             curve, counts = self._curve(cell, begin, held, working, clock)
@@ -242,7 +253,7 @@ class Workshop:
         clock: Clock,
     ) -> tuple[list[dict[str, Any]], torch.Tensor]:
         """Train to the end; a row an epoch, and the confusion counts after the last."""
-        recipe, forward = cell.recipe, self._flop(cell.arch)
+        recipe, forward = cell.recipe, self._cost(cell.arch)
         checkpoint = working.partial / "training.pt"
         per_image = PASSES_PER_TRAINING_STEP * forward * cell.defense.cost()
         curve: list[dict[str, Any]] = []
@@ -251,6 +262,12 @@ class Workshop:
         if training.epoch:
             curve = json.loads(state["curve"])
             self._monitor.advance(per_image * training.images * training.epoch)
+
+        def save(training: Training) -> None:
+            state = {"training": training.state(), "curve": json.dumps(curve)}
+            save_tensors(checkpoint, state)
+            clock.save()
+
         counts = torch.zeros(0)
         while training.epoch < recipe.epochs:
             row = training.run_epoch(lambda images: self._monitor.advance(per_image * images))
@@ -264,17 +281,14 @@ class Workshop:
                 row["holdout_acc"] = accuracy(training.confusion(held))
             self._monitor.advance(forward * (len(test) + cell.holdout))
             curve.append(_finite(row))
-            clock.save()
             if not last:
-                state = {"training": training.state(), "curve": json.dumps(curve)}
-                save_tensors(checkpoint, state)
-                self._monitor.safe_point()
+                self._monitor.safe_point(partial(save, training))
         return curve, counts
 
     def _released(self, crafted: Artifact) -> ImageDataset:
         """The dataset that a victim may see."""
-        with np.load(crafted.folder / "released.npz", allow_pickle=False) as arrays:
-            return self._data.train.with_images(torch.from_numpy(arrays["images"]))
+        images = map_member(crafted.folder / "released.npz", "images")
+        return self._data.train.with_images(torch.from_numpy(images))
 
     def _keep_sample(self, cell: Cell, crafted: Artifact, released: ImageDataset) -> None:
         """A few images beside the record, for reports."""
@@ -372,17 +386,21 @@ class Clock:
 
 
 class _Timed(Monitor):
-    """A monitor that keeps the clock whenever work is safe."""
+    """A monitor that keeps the clock whenever work is saved."""
 
     def __init__(self, monitor: Monitor, clock: Clock) -> None:
+        super().__init__()
         self._monitor, self._clock = monitor, clock
 
     def advance(self, flop: float) -> None:
         self._monitor.advance(flop)
 
-    def safe_point(self) -> None:
-        self._clock.save()
-        self._monitor.safe_point()
+    def safe_point(self, save: Callable[[], None] = lambda: None) -> None:
+        def save_both() -> None:
+            save()
+            self._clock.save()
+
+        self._monitor.safe_point(save_both)
 
 
 def provenance(device: torch.device, commit: str) -> dict[str, Any]:

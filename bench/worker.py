@@ -32,6 +32,7 @@ class Relay(Monitor):
     """Passes work done on to the runner, now and then, and keeps the time limit."""
 
     def __init__(self, session: Session, tell: Callable[[float], None]) -> None:
+        super().__init__()
         self._session, self._tell = session, tell
         self._flop, self._last = 0.0, time.monotonic()
 
@@ -46,10 +47,9 @@ class Relay(Monitor):
         self._tell(self._flop)
         self._flop, self._last = 0.0, time.monotonic()
 
-    def safe_point(self) -> None:
-        """Stop here if the time is up."""
-        if self._session.time_is_up():
-            raise Stopped
+    def stopping(self) -> bool:
+        """Whether the time limit has been reached."""
+        return self._session.time_is_up()
 
 
 def attempt(workshop: Workshop, job: Job, epochs: Sequence[int]) -> dict[str, Any]:
@@ -80,9 +80,9 @@ def main() -> None:
     session = Session.from_json(lines.get())
     try:
         opened = session.open()
-        configure(opened.expansion.precision, session.threads)
-        relay = Relay(session, lambda flop: say({"event": "advance", "flop": flop}))
         device = opened.expansion.device
+        configure(opened.expansion.precision, session.threads, device, session.memory)
+        relay = Relay(session, lambda flop: say({"event": "advance", "flop": flop}))
         workshop = Workshop(opened, session, device, relay)
         jobs = opened.jobs()
     except Exception:  # noqa: BLE001 - the runner shows it

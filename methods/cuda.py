@@ -48,7 +48,7 @@ class ConvolutionShortcut(Method):
     def craft(self, job: Crafting) -> Tensor:
         """Compute x' - x, a class at a time."""
         filters = class_filters(job.classes, self.kernel, self.blur, job.seed).to(job.device)
-        delta = torch.zeros(job.dataset.images.shape)
+        delta = job.blank()
         for label in range(job.classes):
             members = ((job.dataset.labels == label) & job.mask).nonzero().flatten()
             for rows in chunks(members, 5000):

@@ -76,12 +76,11 @@ class ErrorMinimising(LinfMethod):
                 state.improve_classes()
             state.rounds += 1
             state.learned = state.error() <= self.stop_error
-            job.save("rounds", state.pack())
+            job.save("rounds", state.pack)
         noise = state.noise.cpu()
         if self.negatives == "dropped":
             noise = noise.clamp_min(0)
-        delta = torch.zeros(job.dataset.images.shape)
-        rows = state.rows
+        delta, rows = job.blank(), state.rows
         delta[rows] = noise if self.per == "sample" else noise[job.dataset.labels[rows]]
         return delta
 

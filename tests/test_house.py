@@ -14,12 +14,12 @@ SOURCES = sorted(
     file for folder in ("bench", "methods", "defenses") for file in (ROOT / folder).rglob("*.py")
 )
 LEAVES_TO_USERS = [
-    {"errors", "seeding", "files", "augment"},
+    {"errors", "seeding", "files", "augment", "replay"},
     {"registry"},
     {"component"},
     {"budget", "data", "recipe", "record", "store", "samples", "folding"},
     {"network", "decoded", "pgd"},
-    {"method", "defense", "device", "release"},
+    {"method", "defense", "device", "release", "loading"},
     {"archs", "datasets", "recipes"},
     {"crafting", "train", "grid"},
     {"plan", "progress", "describe", "summary"},

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class TestTestImages:
         fields = {item.name for item in dataclasses.fields(Crafting)}
         assert fields == {
             *("dataset", "rows", "mask", "seed", "device", "precision", "trained", "scratch"),
-            *("monitor", "flop_per_gradient", "gradient_images", "save_every"),
+            *("monitor", "flop_per_gradient", "bytes_per_gradient", "memory", "gradient_images"),
         }
 
     def test_crafted_sets_do_not_depend_on_them(self) -> None:
@@ -216,7 +217,7 @@ class ForgetsToResume(Broken):
     def craft(self, job: Crafting) -> Tensor:
         start = (job.load("state") or {"level": 0})["level"]
         for level in range(start, 3):
-            job.save("state", {"level": level + 1})
+            job.save("state", partial(dict, level=level + 1))
         return torch.full(job.dataset.images.shape, self.epsilon * (start > 0))
 
 
@@ -224,7 +225,7 @@ class NeverEnds(Broken):
     """Saves before it has done anything."""
 
     def craft(self, job: Crafting) -> Tensor:
-        job.save("state", {})
+        job.save("state", dict)
         return super().craft(job)
 
 

@@ -637,12 +637,18 @@ class StopsAt(Monitor):
     """Ends the work at the n-th safe point."""
 
     def __init__(self, number: int) -> None:
+        super().__init__()
         self._left = number
 
-    def safe_point(self) -> None:
+    def stopping(self) -> bool:
         self._left -= 1
-        if self._left == 0:
-            raise Stopped
+        return self._left == 0
+
+
+class Saves(Monitor):
+    """Saves at every safe point."""
+
+    save_every = -1.0
 
 
 def test_chunks_that_are_done_are_not_done_again(tmp_path: Path) -> None:
@@ -660,16 +666,16 @@ def test_chunks_that_are_done_are_not_done_again(tmp_path: Path) -> None:
     for stop in (1, 3, 5):
         done.clear()
         scratch = tmp_path / str(stop)
-        crafting = job(mask=mask, scratch=scratch, monitor=StopsAt(stop), save_every=-1.0)
+        crafting = job(mask=mask, scratch=scratch, monitor=StopsAt(stop))
         with pytest.raises(Stopped):
             crafting.each_chunk(perturb, 5)
-        crafting = job(mask=mask, scratch=scratch, save_every=-1.0)
+        crafting = job(mask=mask, scratch=scratch, monitor=Saves())
         assert crafting.each_chunk(perturb, 5).equal(whole)
         assert done == [0, 1, 2, 3, 4]
         assert crafting.gradient_images == int(mask.sum())
     done.clear()
     for _ in range(5):  # stopped at every safe point, and no time left after the last
-        crafting = job(mask=mask, scratch=tmp_path, monitor=StopsAt(1), save_every=-1.0)
+        crafting = job(mask=mask, scratch=tmp_path, monitor=StopsAt(1))
         with pytest.raises(Stopped):
             crafting.each_chunk(perturb, 5)
     crafting = job(mask=mask, scratch=tmp_path)
@@ -693,10 +699,10 @@ def test_interrupted_crafting_comes_to_the_same_end(
     whole = job(models)
     expected = made.craft(whole)
     for stop in stops:
-        options = {"scratch": tmp_path / str(stop), "save_every": -1.0}
+        scratch = tmp_path / str(stop)
         with pytest.raises(Stopped):
-            made.craft(job(models, monitor=StopsAt(stop), **options))
-        again = job(models, **options)
+            made.craft(job(models, monitor=StopsAt(stop), scratch=scratch))
+        again = job(models, monitor=Saves(), scratch=scratch)
         assert made.craft(again).equal(expected)
         assert again.gradient_images == whole.gradient_images
 

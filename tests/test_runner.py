@@ -262,7 +262,9 @@ def test_what_is_left_does_not_decide_the_number_of_threads(tmp_path, monkeypatc
     go(tmp_path)
     next((tmp_path / "results" / "cells").glob("noise-*.json")).unlink()
     used = []
-    monkeypatch.setattr("bench.runner.configure", lambda precision, threads: used.append(threads))
+    monkeypatch.setattr(
+        "bench.runner.configure", lambda precision, threads, *rest: used.append(threads)
+    )
     monkeypatch.setattr("bench.runner.cores", lambda: 8)
     go(tmp_path, workers=4, threads=None)
     assert used == [2], "one task is left for four workers, each of which has two threads"

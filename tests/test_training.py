@@ -135,7 +135,7 @@ class TestCrops:
         crops = Crops.draw(len(rows), padding, flip, stream(3, "crops"))
         assert crops.mirrored.any() == flip
         assert not crops.mirrored.all()
-        found = cut(padded.permute(0, 2, 3, 1), rows, crops, (size, size))
+        found = cut(padded[rows].permute(0, 2, 3, 1), crops, (size, size))
         for place, row in enumerate(rows):
             down, right = int(crops.down[place]), int(crops.right[place])
             window = padded[row, :, down : down + size, right : right + size]
@@ -159,9 +159,7 @@ class TestCrops:
         fill = torch.tensor([0.1, 0.5, 0.9]).reshape(1, 3, 1, 1)
         padded = F.pad(images - fill, (self.PADDING,) * 4) + fill
         crops = Crops.draw(self.COUNT, self.PADDING, True, stream(0, "crops"))
-        expected = cut(
-            padded.permute(0, 2, 3, 1), torch.arange(self.COUNT), crops, (self.SIZE, self.SIZE)
-        )
+        expected = cut(padded.permute(0, 2, 3, 1), crops, (self.SIZE, self.SIZE))
         # `shift` samples at mirrored x + offset: the window moves after the mirroring.
         offsets = torch.stack([crops.right, crops.down], dim=1).float() - self.PADDING
         found = shift(images, offsets, crops.mirrored, fill)
