@@ -100,7 +100,7 @@ def _keep_freed_memory() -> None:
         mmap_threshold, trim_threshold, largest = -3, -1, 2**31 - 1
         with suppress(AttributeError, OSError):  # another C library than glibc
             libc = ctypes.CDLL(None)
-            for threshold in (2**25, 2**30):  # older versions refuse more than the first
+            for threshold in (2**25, 2**30):  # older versions refuse the second
                 libc.mallopt(mmap_threshold, threshold)
             libc.mallopt(trim_threshold, largest)
 

@@ -27,6 +27,7 @@ LEAVES_TO_USERS = [
     {"worker", "plots", "thumbnails"},
     {"runner", "report"},
     {"estimate", "testing"},
+    {"speed"},
 ]
 """Modules of `bench`: each may import those above it and its neighbours."""
 

@@ -36,7 +36,7 @@ class ResNet18(ScalableArch):
         layers: list[nn.Module] = [
             nn.Conv2d(3, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         ]
         for count, first_stride in STAGES:
             for stride in (first_stride, 1):
@@ -59,7 +59,7 @@ class BasicBlock(nn.Module):
         self.residual = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
         )
@@ -70,4 +70,4 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, inputs, h, w) to (b, outputs, h / stride, w / stride)."""
-        return F.relu(self.residual(x) + self.shortcut(x))
+        return F.relu_(self.residual(x).add_(self.shortcut(x)))

@@ -1,0 +1,371 @@
+"""What is measured, one function a section; each returns plain numbers, fit for JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.component import build, parse_one
+from bench.crafting import Crafting
+from bench.data import ImageDataset
+from bench.defense import Defense
+from bench.device import peak_memory, reset_peak_memory
+from bench.grid import Grid
+from bench.network import Arch, Network, Precision, freeze
+from bench.pgd import Iterate
+from bench.recipe import Recipe
+from bench.registry import ARCHS, DEFENSES, METHODS, RECIPES, ROOT
+from bench.release import release
+from bench.runner import run
+from bench.seeding import stream
+from bench.session import cores
+from bench.speed import ceiling
+from bench.speed.baselines import EagerCrafting, PlainTraining, ReleasedCrafting
+from bench.speed.timing import Rates, take_turns
+from bench.train import Training
+
+CHECKPOINTS = 15
+PAPER_IMAGES, PAPER_TESTS, PAPER_EPOCHS = 50_000, 10_000, 120
+GRADIENTS_OF_SEP_FA_VR = PAPER_IMAGES * 30 * (15 + 15 - 1)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every section works with.
+
+    Attributes:
+        train: clean training images, 32 x 32.
+        device: where to compute.
+        fast: the precision of the fast path there.
+        rounds: how often contenders take turns.
+    """
+
+    train: ImageDataset
+    device: torch.device
+    fast: Precision
+    rounds: int
+
+    @property
+    def exact(self) -> Precision:
+        """What the recipe `paper` computes in."""
+        return "tf32" if self.device.type == "cuda" else "fp32"
+
+    def some(self, count: int) -> ImageDataset:
+        """The first images."""
+        return self.train.subset(torch.arange(min(count, len(self.train))))
+
+    def network(self, width: float, seed: int = 0) -> Network:
+        """A fresh ResNet-18."""
+        train = self.train
+        return _rn18(width).network(
+            len(train.classes), train.image_size, train.mean, train.std, stream(seed, "speed")
+        )
+
+
+def crafting(bench: Bench, width: float = 1.0) -> dict[str, Any]:
+    """Input gradients per second: SEP's own code, a competent loop, the released way, and the
+    convolutions alone.
+    """
+    networks = [bench.network(width, seed) for seed in range(CHECKPOINTS)]
+    models = [freeze(network, bench.device, bench.fast) for network in networks]
+    flop = _gradient_flop(bench, width)
+    job = Crafting(
+        dataset=bench.train,
+        rows=torch.arange(len(bench.train)),
+        mask=torch.ones(len(bench.train), dtype=torch.bool),
+        seed=0,
+        device=bench.device,
+        precision=bench.fast,
+        trained=lambda number: models,
+        flop_per_gradient=flop,
+    )
+    size = min(job.chunk, len(bench.train))
+    some = bench.some(size)
+    job = dataclasses.replace(job, dataset=some, rows=torch.arange(size), mask=job.mask[:size])
+    # Three of the fifteen checkpoints a call, in turn, so that a turn is short.
+    turns = cycle([models[first : first + 3] for first in range(0, CHECKPOINTS, 3)])
+    method = build(METHODS, parse_one("sep:checkpoints=3,steps=1", METHODS))
+
+    def ours() -> float:
+        part = next(turns)
+        method.craft(dataclasses.replace(job, trained=lambda number: part))
+        return 3.0 * size
+
+    reset_peak_memory(bench.device)
+    ours()
+    peak = peak_memory(bench.device)
+    with TemporaryDirectory() as folder:
+        contenders = {
+            "ours": ours,
+            "eager": EagerCrafting(networks[:3], some.images, some.labels, bench.device),
+            # Ten chunks of half the size: its activations would not fit beside ours otherwise.
+            "released": ReleasedCrafting(
+                [bench.network(width, seed) for seed in range(CHECKPOINTS)],
+                bench.some(5 * size),
+                bench.device,
+                Path(folder),
+                cores(),
+            ),
+        }
+        rates = take_turns(contenders, bench.device, bench.rounds)
+    top = _ceiling(bench, networks[0], size, bench.fast)
+    return {
+        "width": width,
+        "precision": bench.fast,
+        "chunk": size,
+        "images_per_second": _medians(rates),
+        "times_released": _ratio(rates, "ours", "released"),
+        "times_eager": _ratio(rates, "ours", "eager"),
+        "convolutions_alone": top.gradients,
+        "share_of_convolutions": rates["ours"] / top.gradients,
+        "product_flops": top.products,
+        "share_of_product": rates["ours"] * flop / top.products,
+        "hours_of_sep_fa_vr": GRADIENTS_OF_SEP_FA_VR / rates["ours"] / 3600,
+        "peak_memory": peak,
+    }
+
+
+def training(bench: Bench, width: float, batch_size: int, images: int) -> dict[str, Any]:
+    """Training images per second: ours, ours in float32, and a plain loop."""
+    recipe = Recipe(batch_size=batch_size, warmup_epochs=0, lr=0.01, epochs=10**6)
+    some = bench.some(images)
+
+    def ours(precision: Precision) -> Callable[[], float]:
+        made = _training(bench, width, some, recipe, Defense(), precision)
+
+        def epoch() -> float:
+            made.run_epoch()
+            return float(len(some))
+
+        return epoch
+
+    plain = PlainTraining(bench.network(width), some, recipe, bench.device, workers=min(cores(), 4))
+    reset_peak_memory(bench.device)
+    fast = ours(bench.fast)
+    fast()
+    peak = peak_memory(bench.device)
+    contenders = {"ours": fast, "plain": lambda: float(sum(plain.epoch()))}
+    if bench.exact != bench.fast:
+        contenders[f"ours, {bench.exact}"] = ours(bench.exact)
+    rates = take_turns(contenders, bench.device, bench.rounds)
+    top = _ceiling(bench, bench.network(width), batch_size, bench.fast)
+    victim = PAPER_EPOCHS * PAPER_IMAGES / rates["ours"]
+    return {
+        "width": width,
+        "precision": bench.fast,
+        "batch_size": batch_size,
+        "images_per_second": _medians(rates),
+        "times_plain": _ratio(rates, "ours", "plain"),
+        "convolutions_alone": top.training,
+        "share_of_convolutions": rates["ours"] / top.training,
+        "hours_of_a_victim": victim / 3600,
+        "peak_memory": peak,
+    }
+
+
+def adversarial(bench: Bench, width: float, batch_size: int, images: int) -> dict[str, Any]:
+    """Adversarial training of ten steps as a multiple of plain training."""
+    recipe = Recipe(batch_size=batch_size, warmup_epochs=0, lr=0.01, epochs=10**6)
+    some = bench.some(images)
+    at = build(DEFENSES, parse_one("at-linf", DEFENSES))
+
+    def of(defense: Defense) -> Callable[[], float]:
+        made = _training(bench, width, some, recipe, defense, bench.fast)
+
+        def epoch() -> float:
+            made.run_epoch()
+            return float(len(some))
+
+        return epoch
+
+    contenders = {"plain": of(Defense()), "at": of(at)}
+    rates = take_turns(contenders, bench.device, bench.rounds)
+    return {"width": width, "cost": _ratio(rates, "plain", "at")}
+
+
+def agreement(bench: Bench, steps: int = 8, images: int = 100) -> dict[str, Any]:
+    """How often bf16 steps into the direction of float32, step by step of SEP.
+
+    The networks are quarter-width checkpoints of a short training. Both directions are taken at
+    each place of one path, which follows float32; and both go their own way from the start, to
+    see how far apart they end.
+    """
+    recipe = build(RECIPES, parse_one("quick", RECIPES))
+    made = _training(bench, 0.25, bench.some(2500), recipe, Defense(), bench.exact)
+    exact, fast = [], []
+    for _ in range(3):
+        made.run_epoch()
+        exact.append(freeze(made.network, bench.device, bench.exact))
+        fast.append(freeze(made.network, bench.device, bench.fast))
+    some = bench.some(images)
+    labels = (some.labels + 5).to(bench.device) % len(some.classes)
+    method = build(METHODS, parse_one("sep", METHODS))
+
+    def direction(models: list[Network], x: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for objective in method.objectives(None, models):
+            total += objective.gradient(x, labels)
+        return total
+
+    start = some.images.to(bench.device)
+    path, alone = (Iterate(start, method.budget) for _ in range(2))
+    shares, weighted = [], []
+    for _ in range(steps):
+        one, other = direction(exact, path.images), direction(fast, path.images)
+        same = (one.sign() == other.sign()).float()
+        shares.append(float(same.mean()))
+        weighted.append(float((same * one.abs()).sum() / one.abs().sum()))
+        path.descend(one, method.step_size)
+        alone.descend(direction(fast, alone.images), method.step_size)
+    apart = (path.delta - alone.delta).abs() * 255
+    return {
+        "precision": bench.fast,
+        "against": bench.exact,
+        "share_by_step": shares,
+        "share_by_step_weighted": weighted,
+        "equal_at_the_end": float((apart < 0.5).float().mean()),
+        "levels_apart_at_the_end": float(apart.mean()),
+    }
+
+
+def closed_forms(bench: Bench) -> dict[str, Any]:
+    """Seconds to craft and release 50 000 images with methods that need no network."""
+    repeats = -(-PAPER_IMAGES // len(bench.train))
+    rows = torch.arange(len(bench.train)).repeat(repeats)[:PAPER_IMAGES]
+    whole = bench.train.subset(rows)
+    mask = torch.ones(len(whole), dtype=torch.bool)
+    found = {}
+    with TemporaryDirectory() as folder:
+        for name in ("noise", "cuda"):
+            method = build(METHODS, parse_one(name, METHODS))
+            started = time.perf_counter()
+            job = Crafting(
+                *(whole, rows, mask, 0, bench.device, bench.exact, lambda number: []),
+                scratch=Path(folder),
+            )
+            release(whole, method.craft(job), mask, method.budget)
+            found[name] = time.perf_counter() - started
+    return {"seconds": found}
+
+
+def start_up(data: Path, dataset: str) -> dict[str, Any]:
+    """Seconds until a user sees something."""
+    run_bench = [sys.executable, str(ROOT / "run_bench.py")]
+    with TemporaryDirectory() as folder:
+        places = ("--store", f"{folder}/store", "--results-dir", f"{folder}/results")
+        small = "quick:epochs=1,train_images=20,width=0.03"
+        seeds = 40
+        source = "synthetic:train=20,test=20"
+        grid = Grid("noise,noise:law=gaussian,cuda,sham", "rn18", "none", source, small)
+        grid = dataclasses.replace(grid, seeds=tuple(range(seeds)), device="cpu")
+        outcome = run(
+            grid, results_dir=Path(folder) / "results", store=Path(folder) / "store", quiet=True
+        )
+        again = [
+            *("--methods", grid.methods, "--archs", "rn18", "--dataset", source),
+            *("--recipe", small, "--seeds", f"0-{seeds - 1}", "--device", "cpu", *places),
+        ]
+        first = (
+            "import sys, os; sys.path.insert(0, sys.argv.pop(1)); import run_bench, bench.train\n"
+            "whole = bench.train.Training.run_epoch\n"
+            "bench.train.Training.run_epoch = lambda self, advance: whole(\n"
+            "    self, lambda images: os._exit(0))\n"
+            "run_bench.main(sys.argv[1:])"
+        )
+        clean = [
+            *("--methods", "clean", "--archs", "rn18", "--workers", "1", "--offline"),
+            *("--dataset", dataset, "--data-dir", str(data), *places),
+        ]
+        start = [sys.executable, "-c", first, str(ROOT), *clean]
+        _seconds(start)  # decodes the images once; that is not part of starting up
+        return {
+            "list": median(_seconds([*run_bench, "--list"]) for _ in range(3)),
+            "cells": len(outcome.cells),
+            "cached_grid": _seconds([*run_bench, *again]),
+            "first_step": _seconds(start),
+        }
+
+
+def accuracy(bench: Bench, width: float, recipe: Recipe, seeds: int, test: ImageDataset) -> Any:
+    """Final test accuracies of a plain loop and of ours, on the same images and settings."""
+    found: dict[str, list[float]] = {"plain": [], "ours": [], f"ours, {bench.exact}": []}
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        plain = PlainTraining(bench.network(width, seed), bench.train, recipe, bench.device, 1)
+        plain.network.to(memory_format=torch.contiguous_format)
+        for _ in range(recipe.epochs):
+            sum(plain.epoch())
+        ours: dict[str, Precision] = {"ours": bench.fast, f"ours, {bench.exact}": bench.exact}
+        for name, precision in ours.items():
+            made = _training(bench, width, bench.train, recipe, Defense(), precision, seed)
+            for _ in range(recipe.epochs):
+                made.run_epoch()
+            found[name].append(_accuracy(made, test))
+        made = _training(bench, width, bench.train, recipe, Defense(), bench.exact, seed)
+        made.network = plain.network.to(memory_format=torch.channels_last)
+        found["plain"].append(_accuracy(made, test))
+    return {"width": width, "recipe": recipe.settings(), "images": len(bench.train), **found}
+
+
+def _accuracy(made: Training, test: ImageDataset) -> float:
+    counts = made.confusion(test)
+    return counts.diagonal().sum().item() / counts.sum().item()
+
+
+def _training(
+    bench: Bench,
+    width: float,
+    dataset: ImageDataset,
+    recipe: Recipe,
+    defense: Defense,
+    precision: Precision,
+    seed: int = 0,
+) -> Training:
+    return Training(_rn18(width), dataset, recipe, defense, seed, "victim", bench.device, precision)
+
+
+def _rn18(width: float) -> Arch:
+    return build(ARCHS, parse_one(f"rn18:width={width}", ARCHS))
+
+
+def _ceiling(bench: Bench, network: Network, count: int, precision: Precision) -> ceiling.Ceiling:
+    images = torch.rand(count, 3, *bench.train.image_size, device=bench.device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return ceiling.measure(network.to(bench.device), images, dtype, bench.device)
+
+
+def _gradient_flop(bench: Bench, width: float) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        bench.network(width).eval()(torch.zeros(1, 3, *bench.train.image_size))
+    return 2.0 * counter.get_total_flops()
+
+
+def _medians(rates: Rates) -> dict[str, float]:
+    return {name: rates[name] for name in rates.rounds}
+
+
+def _ratio(rates: Rates, name: str, other: str) -> list[float]:
+    """The median, the smallest and the largest of the rounds' ratios."""
+    return [rates.ratio(name, other), *rates.spread(name, other)]
+
+
+def _seconds(command: list[str]) -> float:
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return time.perf_counter() - started
