@@ -34,8 +34,12 @@ def channel_statistics(images: Tensor) -> tuple[Triple, Triple]:
         images. A deviation is at least one grey level, since the networks divide by it and a
         channel may be constant.
     """
-    counts = [torch.bincount(images[:, c].flatten(), minlength=256).tolist() for c in range(3)]
-    red, green, blue = (_mean_and_deviation(channel) for channel in counts)
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    for part in images.split(4096):
+        counts += torch.stack(
+            [torch.bincount(part[:, c].flatten(), minlength=256) for c in range(3)]
+        )
+    red, green, blue = (_mean_and_deviation(channel) for channel in counts.tolist())
     return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
 
 

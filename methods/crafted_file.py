@@ -113,11 +113,12 @@ class CraftedFile(Method):
 
     def check(self, train: ImageDataset, rows: Tensor, total: int) -> None:
         """Read the whole set against the data set, before anything is trained."""
-        self._delta(train, rows, total)
+        self._read(train, rows, total, None)
 
     def craft(self, job: Crafting) -> Tensor:
         """Protected minus clean; zero for images that the set does not cover."""
-        delta = self._delta(job.dataset, job.rows, None)
+        delta = job.blank()
+        self._read(job.dataset, job.rows, None, delta)
         if CraftedFile(self.path).digest != self.digest:
             raise UsageError(f"'{self.path}' has changed since this run began; start it again")
         return delta
@@ -146,17 +147,28 @@ class CraftedFile(Method):
             "numpy.savez(PATH, images=..., labels=...)"
         )
 
-    def _delta(self, train: ImageDataset, rows: Tensor, total: int | None) -> Tensor:
-        """What `craft` returns, or the reason why the set does not fit."""
+    def _read(
+        self, train: ImageDataset, rows: Tensor, total: int | None, delta: Tensor | None
+    ) -> None:
+        """Read all images, fill delta with what `craft` returns, or say why the set does not fit.
+
+        Args:
+            train: the clean training images.
+            rows: where they stand in the whole training split.
+            total: images in the whole training split, or None where that has been checked.
+            delta: zeros to be filled, or None to check only.
+        """
         source = self._source()
         which, places = source.match(train, rows, total)
-        delta, most = torch.zeros(train.images.shape), torch.zeros(len(train))
+        most = torch.zeros(len(train))
         own = other = 0.0
         for chosen, here in zip(which.split(CHUNK), places.split(CHUNK), strict=True):
             images, clean = to_unit(source.read(chosen)), to_unit(train.images[here])
-            delta[here] = images - clean
-            most[here] = delta[here].abs().flatten(1).amax(1)
-            own += float(delta[here].abs().sum(dtype=torch.double))
+            change = images - clean
+            if delta is not None:
+                delta[here] = change
+            most[here] = change.abs().flatten(1).amax(1)
+            own += float(change.abs().sum(dtype=torch.double))
             other += float((images - clean.roll(1, 0)).abs().sum(dtype=torch.double))
         if not source.certain and len(which) > 1 and own > UNRELATED * other:
             raise UsageError(
@@ -170,7 +182,6 @@ class CraftedFile(Method):
                 f"{levels:.4g}/255, more than epsilon={fraction(self.epsilon)}; allow it, or leave "
                 "epsilon out"
             )
-        return delta
 
 
 class Arrays:

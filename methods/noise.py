@@ -29,11 +29,19 @@ class Noise(LinfMethod):
 
     def craft(self, job: Crafting) -> Tensor:
         """Draw delta ~ U(-epsilon, epsilon), or clip(N(0, epsilon^2)); independent components."""
-        count = len(job.dataset) if self.per == "sample" else job.classes
-        shape, draws = (count, *job.dataset.images.shape[1:]), job.stream("noise")
+        draws, shape = job.stream("noise"), job.dataset.images.shape[1:]
+        if self.per == "class":
+            return self.draw((job.classes, *shape), draws)[job.dataset.labels]
+        delta = job.blank()
+        # A multiple of 16 images: PyTorch's normal numbers come in blocks of 16.
+        for rows in torch.arange(len(delta)).split(4096):
+            delta[rows] = self.draw((len(rows), *shape), draws)
+        return delta
+
+    def draw(self, shape: tuple[int, ...], draws: torch.Generator) -> Tensor:
+        """Independent components of this shape."""
         if self.law == "uniform":
             drawn = (2 * torch.rand(shape, generator=draws) - 1) * self.epsilon
         else:
             drawn = torch.randn(shape, generator=draws) * self.epsilon
-        drawn = drawn.clamp(-self.epsilon, self.epsilon)
-        return drawn if self.per == "sample" else drawn[job.dataset.labels]
+        return drawn.clamp(-self.epsilon, self.epsilon)

@@ -18,6 +18,7 @@ from bench.component import setting
 from bench.data import DatasetSource, ImageDataset, Places, Splits
 from bench.decoded import channel_statistics, kept
 from bench.errors import UsageError
+from bench.files import unnamed_array
 from bench.registry import DATASETS
 from bench.seeding import stream
 
@@ -128,19 +129,21 @@ class Folder(DatasetSource):
 
     def _read(self, files: Sequence[Path], places: Places) -> torch.Tensor:
         """Decode files into (n, 3, h, w) uint8, all of one size."""
-        images: list[np.ndarray] = []
+        first = self._pixels(files[0])
+        height, width, _ = first.shape
+        # On disk, since the whole may be larger than memory.
+        images = unnamed_array(places.cache_dir, (len(files), 3, height, width), "uint8")
         for row, file in enumerate(files):
             places.progress(f"reading {self.title}", row, len(files))
-            pixels = self._pixels(file)
-            images.append(pixels)
-            if pixels.shape != images[0].shape:
-                height, width, _ = images[0].shape
+            pixels = self._pixels(file) if row else first
+            if pixels.shape != first.shape:
                 raise UsageError(
                     f"images differ in size: '{files[0]}' has {width} x {height} pixels, '{file}' "
                     f"has {pixels.shape[1]} x {pixels.shape[0]}; bring all to one with size=32"
                 )
+            images[row] = pixels.transpose(2, 0, 1)
         places.progress(f"reading {self.title}", len(files), len(files))
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(images)
 
     def _pixels(self, file: Path) -> np.ndarray:
         """One image as (h, w, 3) uint8.

@@ -6,7 +6,7 @@ import dataclasses
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -33,7 +33,8 @@ from bench.seeding import stream
 from bench.session import cores
 from bench.speed import ceiling
 from bench.speed.baselines import EagerCrafting, PlainTraining, ReleasedCrafting
-from bench.speed.timing import Rates, take_turns
+from bench.speed.processes import SideBySide, one_thread
+from bench.speed.timing import Contender, Rates, take_turns
 from bench.train import Training
 
 CHECKPOINTS = 15
@@ -74,60 +75,38 @@ class Bench:
         )
 
 
-def crafting(bench: Bench, width: float = 1.0) -> dict[str, Any]:
-    """Input gradients per second: SEP's own code, a competent loop, the released way, and the
-    convolutions alone.
-    """
+def crafting(bench: Bench, width: float) -> dict[str, Any]:
+    """Input gradients per second by SEP's own code and by others, beside the ceiling."""
     networks = [bench.network(width, seed) for seed in range(CHECKPOINTS)]
-    models = [freeze(network, bench.device, bench.fast) for network in networks]
-    flop = _gradient_flop(bench, width)
-    job = Crafting(
-        dataset=bench.train,
-        rows=torch.arange(len(bench.train)),
-        mask=torch.ones(len(bench.train), dtype=torch.bool),
-        seed=0,
-        device=bench.device,
-        precision=bench.fast,
-        trained=lambda number: models,
-        flop_per_gradient=flop,
-    )
-    size = min(job.chunk, len(bench.train))
-    some = bench.some(size)
-    job = dataclasses.replace(job, dataset=some, rows=torch.arange(size), mask=job.mask[:size])
-    # Three of the fifteen checkpoints a call, in turn, so that a turn is short.
-    turns = cycle([models[first : first + 3] for first in range(0, CHECKPOINTS, 3)])
-    method = build(METHODS, parse_one("sep:checkpoints=3,steps=1", METHODS))
-
-    def ours() -> float:
-        part = next(turns)
-        method.craft(dataclasses.replace(job, trained=lambda number: part))
-        return 3.0 * size
-
+    some = bench.some(_job(bench, width).chunk)
+    size = len(some)
     reset_peak_memory(bench.device)
+    ours = our_crafting(bench, width)
     ours()
     peak = peak_memory(bench.device)
-    with TemporaryDirectory() as folder:
-        contenders = {
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        contenders: dict[str, Contender] = {
             "ours": ours,
             "eager": EagerCrafting(networks[:3], some.images, some.labels, bench.device),
-            # Ten chunks of half the size: its activations would not fit beside ours otherwise.
-            "released": ReleasedCrafting(
-                [bench.network(width, seed) for seed in range(CHECKPOINTS)],
-                bench.some(5 * size),
-                bench.device,
-                Path(folder),
-                cores(),
-            ),
         }
+        if width == 1:
+            # Ten chunks of half the size: its activations would not fit beside ours otherwise.
+            released, images = [bench.network(width, seed) for seed in range(15)], 5 * size
+            contenders["released"] = ReleasedCrafting(
+                released, bench.some(images), bench.device, Path(folder), cores()
+            )
+        if bench.device.type == "cpu":
+            both = SideBySide(cores(), one_thread, our_crafting, bench, width)
+            contenders["ours, side by side"] = stack.enter_context(both)
         rates = take_turns(contenders, bench.device, bench.rounds)
     top = _ceiling(bench, networks[0], size, bench.fast)
+    flop = _gradient_flop(bench, width)
     return {
         "width": width,
         "precision": bench.fast,
         "chunk": size,
         "images_per_second": _medians(rates),
-        "times_released": _ratio(rates, "ours", "released"),
-        "times_eager": _ratio(rates, "ours", "eager"),
+        "times": {name: _ratio(rates, "ours", name) for name in contenders if name != "ours"},
         "convolutions_alone": top.gradients,
         "share_of_convolutions": rates["ours"] / top.gradients,
         "product_flops": top.products,
@@ -137,60 +116,100 @@ def crafting(bench: Bench, width: float = 1.0) -> dict[str, Any]:
     }
 
 
+def our_crafting(bench: Bench, width: float) -> Contender:
+    """SEP's own code, three of fifteen resident checkpoints a call, so that a turn is short."""
+    models = [
+        freeze(bench.network(width, seed), bench.device, bench.fast) for seed in range(CHECKPOINTS)
+    ]
+    turns = cycle([models[first : first + 3] for first in range(0, CHECKPOINTS, 3)])
+    method = build(METHODS, parse_one("sep:checkpoints=3,steps=1", METHODS))
+    whole = _job(bench, width)
+    job = dataclasses.replace(
+        whole, dataset=bench.some(whole.chunk), mask=whole.mask[: whole.chunk]
+    )
+
+    def work() -> float:
+        part = next(turns)
+        method.craft(dataclasses.replace(job, trained=lambda number: part))
+        return 3.0 * len(job.dataset)
+
+    return work
+
+
+def _job(bench: Bench, width: float) -> Crafting:
+    """A crafting job on all images, with the fast precision."""
+    return Crafting(
+        dataset=bench.train,
+        rows=torch.arange(len(bench.train)),
+        mask=torch.ones(len(bench.train), dtype=torch.bool),
+        seed=0,
+        device=bench.device,
+        precision=bench.fast,
+        trained=lambda number: [],
+        flop_per_gradient=_gradient_flop(bench, width),
+    )
+
+
 def training(bench: Bench, width: float, batch_size: int, images: int) -> dict[str, Any]:
     """Training images per second: ours, ours in float32, and a plain loop."""
-    recipe = Recipe(batch_size=batch_size, warmup_epochs=0, lr=0.01, epochs=10**6)
-    some = bench.some(images)
-
-    def ours(precision: Precision) -> Callable[[], float]:
-        made = _training(bench, width, some, recipe, Defense(), precision)
-
-        def epoch() -> float:
-            made.run_epoch()
-            return float(len(some))
-
-        return epoch
-
+    some, recipe = bench.some(images), _steady(batch_size)
     plain = PlainTraining(bench.network(width), some, recipe, bench.device, workers=min(cores(), 4))
     reset_peak_memory(bench.device)
-    fast = ours(bench.fast)
-    fast()
+    ours = our_training(bench, width, batch_size, images)
+    ours()
     peak = peak_memory(bench.device)
-    contenders = {"ours": fast, "plain": lambda: float(sum(plain.epoch()))}
+    contenders = {"ours": ours, "plain": lambda: float(sum(plain.epoch()))}
     if bench.exact != bench.fast:
-        contenders[f"ours, {bench.exact}"] = ours(bench.exact)
-    rates = take_turns(contenders, bench.device, bench.rounds)
+        exact = dataclasses.replace(bench, fast=bench.exact)
+        contenders[f"ours, {bench.exact}"] = our_training(exact, width, batch_size, images)
+    with ExitStack() as stack:
+        if bench.device.type == "cpu":
+            arguments = (our_training, bench, width, batch_size, images)
+            both = SideBySide(cores(), one_thread, *arguments)
+            contenders["ours, side by side"] = stack.enter_context(both)
+        rates = take_turns(contenders, bench.device, bench.rounds)
     top = _ceiling(bench, bench.network(width), batch_size, bench.fast)
-    victim = PAPER_EPOCHS * PAPER_IMAGES / rates["ours"]
     return {
         "width": width,
         "precision": bench.fast,
         "batch_size": batch_size,
         "images_per_second": _medians(rates),
-        "times_plain": _ratio(rates, "ours", "plain"),
+        "times": {name: _ratio(rates, "ours", name) for name in contenders if name != "ours"},
         "convolutions_alone": top.training,
         "share_of_convolutions": rates["ours"] / top.training,
-        "hours_of_a_victim": victim / 3600,
+        "hours_of_a_victim": PAPER_EPOCHS * PAPER_IMAGES / rates["ours"] / 3600,
         "peak_memory": peak,
     }
 
 
+def our_training(
+    bench: Bench, width: float, batch_size: int, images: int, defense: str = "none"
+) -> Contender:
+    """An epoch on some images."""
+    some = bench.some(images)
+    made = _training(
+        *(bench, width, some, _steady(batch_size)),
+        *(build(DEFENSES, parse_one(defense, DEFENSES)), bench.fast),
+    )
+
+    def work() -> float:
+        made.run_epoch()
+        return float(len(some))
+
+    return work
+
+
+def _steady(batch_size: int) -> Recipe:
+    """A recipe whose rate never changes."""
+    return Recipe(batch_size=batch_size, warmup_epochs=0, lr=0.01, milestones=(), epochs=10**6)
+
+
 def adversarial(bench: Bench, width: float, batch_size: int, images: int) -> dict[str, Any]:
     """Adversarial training of ten steps as a multiple of plain training."""
-    recipe = Recipe(batch_size=batch_size, warmup_epochs=0, lr=0.01, epochs=10**6)
-    some = bench.some(images)
-    at = build(DEFENSES, parse_one("at-linf", DEFENSES))
-
-    def of(defense: Defense) -> Callable[[], float]:
-        made = _training(bench, width, some, recipe, defense, bench.fast)
-
-        def epoch() -> float:
-            made.run_epoch()
-            return float(len(some))
-
-        return epoch
-
-    contenders = {"plain": of(Defense()), "at": of(at)}
+    contenders = {
+        "plain": our_training(bench, width, batch_size, images),
+        "at": our_training(bench, width, batch_size, images, "at-linf"),
+    }
     rates = take_turns(contenders, bench.device, bench.rounds)
     return {"width": width, "cost": _ratio(rates, "plain", "at")}
 
