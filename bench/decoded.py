@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data import ImageDataset, Splits
+from bench.data import ImageDataset, Splits, portion
 from bench.errors import UsageError
 from bench.files import write_text, write_with
 
@@ -35,7 +35,7 @@ def channel_statistics(images: Tensor) -> tuple[Triple, Triple]:
         channel may be constant.
     """
     counts = torch.zeros(3, 256, dtype=torch.int64)
-    for part in images.split(4096):
+    for part in images.split(portion(images)):
         counts += torch.stack(
             [torch.bincount(part[:, c].flatten(), minlength=256) for c in range(3)]
         )

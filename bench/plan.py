@@ -13,7 +13,7 @@ from bench.component import build, canonical, parse_one
 from bench.errors import UsageError
 from bench.grid import Cell, CraftJob, SurrogateJob, TrainingData
 from bench.method import Method
-from bench.network import Arch, Precision
+from bench.network import Arch, Precision, freeze
 from bench.registry import ARCHS
 from bench.store import Artifact, Store, key_of
 
@@ -215,7 +215,8 @@ class CostTable:
         network = arch.network(
             len(train.classes), train.image_size, train.mean, train.std, torch.Generator()
         )
-        network.eval().requires_grad_(False)
+        count = sum(weight.numel() for weight in network.parameters())
+        network = freeze(network, torch.device("cpu"), "fp32")
         image = torch.zeros(1, 3, *train.image_size, requires_grad=True)
         weights = {weight.data_ptr() for weight in network.parameters()}
         saved: dict[int, int] = {}
@@ -230,7 +231,6 @@ class CostTable:
         ):
             network(image)
         kept = sum(size for place, size in saved.items() if place not in weights)
-        count = sum(weight.numel() for weight in network.parameters())
         return Cost(float(counter.get_total_flops()), float(count), float(kept))
 
 

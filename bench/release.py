@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from bench.budget import Budget
-from bench.data import ImageDataset, chunks
+from bench.data import ImageDataset, chunks, portion
 from bench.seeding import stream
-
-CHUNK = 5000
 
 
 class OverstepError(ValueError):
@@ -68,7 +66,7 @@ def release(
         raise OverstepError(f"delta has shape {tuple(delta.shape)}, the images {wanted}")
     images = torch.empty_like(dataset.images) if place is None else place
     images.copy_(dataset.images)
-    for rows in chunks(mask.nonzero().flatten(), CHUNK):
+    for rows in chunks(mask.nonzero().flatten(), portion(delta)):
         clean, change = dataset.images[rows], delta[rows].detach().float().cpu()
         _refuse(change, budget, rows)
         wished = (clean.float() + change * 255).round().clamp(0, 255)
@@ -114,7 +112,7 @@ def audit(clean: Tensor, released: Tensor, mask: Tensor, budget: Budget) -> dict
     changed = constant = 0
     within = True
     rows_of = mask.nonzero().flatten()
-    for rows in chunks(rows_of, CHUNK):
+    for rows in chunks(rows_of, portion(clean)):
         levels = released[rows].to(torch.int16) - clean[rows].to(torch.int16)
         delta = levels.float() / 255
         for norm in ("linf", "l2", "l0"):
@@ -126,7 +124,7 @@ def audit(clean: Tensor, released: Tensor, mask: Tensor, budget: Budget) -> dict
         constant += int(flat.sum())
         within &= bool(budget.contains(levels).all())
     outside = 0
-    for rows in chunks((~mask).nonzero().flatten(), CHUNK):
+    for rows in chunks((~mask).nonzero().flatten(), portion(clean)):
         outside += int((released[rows] != clean[rows]).flatten(1).any(1).sum())
     count = max(len(rows_of), 1)
     return {

@@ -20,6 +20,7 @@ from bench.replay import Learned, Replay, cuda_graph
 from bench.seeding import stream
 
 EVALUATION_BATCH = 500
+"""Images evaluated at once, fewer where they are larger than 128 x 128."""
 
 
 class Batches:
@@ -199,12 +200,13 @@ class Training:
         if dataset not in self._loaders:
             self._loaders[dataset] = Loader(dataset, self._device, self._memory)
         loader = self._loaders[dataset]
+        size = max(min(EVALUATION_BATCH, 2**23 // math.prod(dataset.image_size)), 16)
         classes = self.network.head.out_features
         counts = torch.zeros(classes * classes, dtype=torch.int64, device=self._device)
         draws = self._stream("predict", self._epoch)
         self.network.eval()
         with torch.no_grad():
-            for rows in torch.arange(len(dataset), device=loader.rows_on).split(EVALUATION_BATCH):
+            for rows in torch.arange(len(dataset), device=loader.rows_on).split(size):
                 images, labels = loader.batch(rows)
                 guess = self._defense.predict(self.network, to_unit(images), draws).argmax(1)
                 # Not bincount, which waits for the GPU to tell the largest value.

@@ -20,12 +20,9 @@ from typing import ClassVar
 import torch
 
 from bench.component import setting
-from bench.data import ImageDataset
+from bench.data import ImageDataset, portion
 from bench.defense import Defense
 from bench.registry import DEFENSES
-
-CHUNK = 1000
-"""Images blurred at a time: in float32 all of them at once would need gigabytes."""
 
 
 @DEFENSES.register("gaussian-blur")
@@ -53,5 +50,8 @@ class GaussianBlur(Defense):
             raise ValueError(f"kernel={self.kernel} is too large for {dataset.image_size} pixels")
         sides, sigmas = [self.kernel] * 2, [self.sigma] * 2
         # torchvision computes in float32 and rounds when it was given whole levels.
-        blurred = [gaussian_blur(part, sides, sigmas) for part in dataset.images.split(CHUNK)]
+        blurred = [
+            gaussian_blur(part, sides, sigmas)
+            for part in dataset.images.split(portion(dataset.images))
+        ]
         return dataset.with_images(torch.cat(blurred))

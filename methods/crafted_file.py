@@ -28,12 +28,11 @@ from torch import Tensor
 from bench.budget import Budget, fraction
 from bench.component import setting
 from bench.crafting import Crafting
-from bench.data import ImageDataset, to_unit
+from bench.data import ImageDataset, portion, to_unit
 from bench.errors import UsageError
 from bench.method import Method
 from bench.registry import METHODS
 
-CHUNK = 1000
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 DAMAGE = (
@@ -160,9 +159,9 @@ class CraftedFile(Method):
         """
         source = self._source()
         which, places = source.match(train, rows, total)
-        most = torch.zeros(len(train))
+        most, size = torch.zeros(len(train)), portion(train.images)
         own = other = 0.0
-        for chosen, here in zip(which.split(CHUNK), places.split(CHUNK), strict=True):
+        for chosen, here in zip(which.split(size), places.split(size), strict=True):
             images, clean = to_unit(source.read(chosen)), to_unit(train.images[here])
             change = images - clean
             if delta is not None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.component import setting
 from bench.crafting import Crafting
-from bench.data import chunks
+from bench.data import chunks, portion
 from bench.method import Method
 from bench.registry import METHODS
 
@@ -51,7 +51,7 @@ class ConvolutionShortcut(Method):
         delta = job.blank()
         for label in range(job.classes):
             members = ((job.dataset.labels == label) & job.mask).nonzero().flatten()
-            for rows in chunks(members, 5000):
+            for rows in chunks(members, portion(delta)):
                 images, _ = job.batch(rows)
                 x = images.float() / 255
                 kernel = filters[label].expand(3, 1, -1, -1)

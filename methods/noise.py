@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bench.component import setting
 from bench.crafting import Crafting
+from bench.data import portion
 from bench.method import LinfMethod
 from bench.registry import METHODS
 
@@ -33,8 +34,7 @@ class Noise(LinfMethod):
         if self.per == "class":
             return self.draw((job.classes, *shape), draws)[job.dataset.labels]
         delta = job.blank()
-        # A multiple of 16 images: PyTorch's normal numbers come in blocks of 16.
-        for rows in torch.arange(len(delta)).split(4096):
+        for rows in torch.arange(len(delta)).split(portion(delta)):
             delta[rows] = self.draw((len(rows), *shape), draws)
         return delta
 

@@ -213,7 +213,7 @@ def class_centers(job: Crafting, model: Network) -> Tensor:
     sums = torch.zeros(job.classes, width, device=job.device)
     counts = torch.zeros(job.classes, device=job.device)
     with torch.no_grad():
-        for rows in torch.arange(len(job.dataset)).split(500):
+        for rows in torch.arange(len(job.dataset)).split(min(500, 2 * job.chunk)):
             images, labels = job.batch(rows)
             sums.index_add_(0, labels, model.features(images.float() / 255))
             counts += torch.bincount(labels, minlength=job.classes)

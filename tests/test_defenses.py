@@ -212,7 +212,7 @@ class TestGaussianBlur:
         images = small_splits().train.images
         whole = self.blur(images)
         assert not whole.equal(images)
-        monkeypatch.setattr(gaussian_blur, "CHUNK", 7)
+        monkeypatch.setattr(gaussian_blur, "portion", lambda images: 7)
         assert self.blur(images).equal(whole)
 
     def test_too_large_a_filter(self) -> None:
