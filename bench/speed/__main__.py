@@ -119,9 +119,9 @@ def _plan(bench: Bench, options: argparse.Namespace, dataset: str) -> dict[str, 
 
 
 def _accuracies(bench: Bench, splits: Splits) -> list[Any]:
-    """At quarter width by the recipe `quick`, and at full width for four of its epochs."""
+    """At quarter width by the recipe `quick`, and at full width for three of its epochs."""
     found = []
-    for width, text, count in ((0.25, "quick", 5000), (1.0, "quick:epochs=4", 2500)):
+    for width, text, count in ((0.25, "quick", 5000), (1.0, "quick:epochs=3", 2500)):
         recipe = build(RECIPES, parse_one(text, RECIPES))
         part = splits.train.subset(balanced_rows(splits.train.labels, count))
         small = Bench(part, bench.device, bench.fast, bench.rounds)
