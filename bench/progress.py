@@ -47,10 +47,10 @@ class Display:
         if self._bar is not None:
             self._bar.update(flop)
         elif time.monotonic() - self._last_line > LINE_EVERY_SECONDS:
-            running = "; ".join(self._running)
-            self.line(
-                f"  {self._done_work / self._total:4.0%} done, {self._left()} left: {running}"
-            )
+            running, share = "; ".join(self._running), self._done_work / self._total
+            # From next to nothing no time can be foretold; closed forms count as no work at all.
+            left = f", {self._left()} left" if share > 0.001 else ""
+            self.line(f"  {share:4.0%} done{left}: {running}")
 
     def start(self, title: str) -> None:
         """A task begins."""

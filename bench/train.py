@@ -20,7 +20,7 @@ from bench.replay import Learned, Replay, cuda_graph
 from bench.seeding import stream
 
 EVALUATION_BATCH = 500
-"""Images evaluated at once, fewer where they are larger than 128 x 128."""
+"""Images evaluated at once, fewer where they are larger than 64 x 64."""
 
 
 class Batches:
@@ -200,7 +200,7 @@ class Training:
         if dataset not in self._loaders:
             self._loaders[dataset] = Loader(dataset, self._device, self._memory)
         loader = self._loaders[dataset]
-        size = max(min(EVALUATION_BATCH, 2**23 // math.prod(dataset.image_size)), 16)
+        size = max(min(EVALUATION_BATCH, 2**21 // math.prod(dataset.image_size)), 16)
         classes = self.network.head.out_features
         counts = torch.zeros(classes * classes, dtype=torch.int64, device=self._device)
         draws = self._stream("predict", self._epoch)

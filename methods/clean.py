@@ -23,7 +23,7 @@ class Clean(Method):
 
     def craft(self, job: Crafting) -> Tensor:
         """No perturbation."""
-        return torch.zeros(job.dataset.images.shape)
+        return job.blank()
 
 
 @METHODS.register("sham")

@@ -14,7 +14,6 @@ class Standard(Recipe):
     """40 epochs on all images at half width; an evening on one consumer GPU."""
 
     scale: ClassVar[str] = "standard"
-    precision: ClassVar[Literal["exact", "fast"]] = "fast"
 
     epochs: int = setting(40, "passes over the training images")
     schedule: Literal["steps", "cosine", "onecycle"] = setting("onecycle", "course of the rate")
