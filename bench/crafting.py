@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,7 +90,7 @@ class Crafting:
         monitor: told about progress.
         flop_per_gradient: work of one image's input gradient.
         bytes_per_gradient: memory of one image's input gradient.
-        memory: bytes that a chunk's gradient may take.
+        memory: bytes that a chunk's gradient may take, and the images on the device as much.
         gradient_images: input gradients of single images taken so far.
     """
 
@@ -144,9 +145,10 @@ class Crafting:
 
     @cached_property
     def chunk(self) -> int:
-        """Images whose gradients are best taken in one call: it decides speed, not results.
+        """Images whose gradients are best taken in one call.
 
-        A number of the machine and the network alone, so that a repeated run rounds alike.
+        It decides speed and, in the last digit, rounding; so it depends on what the machine has
+        and on how it is shared out, not on what is free at the moment.
         """
         size = CPU_CHUNK
         if self.device.type == "cuda":
@@ -178,19 +180,19 @@ class Crafting:
         Returns:
             delta (n, 3, h, w) float32, zero for rows that are not protected.
         """
-        size = size or self.chunk
+        # Where the size is free, a run may continue with another one.
+        name, size = (f"{label}-{size}", size) if size else (label, self.chunk)
         protected = self.mask.nonzero().flatten()
         before = self.gradient_images
-        part = _Part(self.scratch, f"{label}-{size}", tuple(self.dataset.images.shape))
+        part = _Part(self.scratch, name, tuple(self.dataset.images.shape))
         self.spend(part.spent)
-        for number, rows in enumerate(chunks(protected, size)):
-            if number < part.chunks:
-                continue
+        rest, first = protected[part.images :], part.images // size
+        for number, rows in enumerate(chunks(rest, size), start=first):
             images, labels = self.batch(rows)
             part.delta[rows] = perturb(images, labels, number).float().cpu()
-            part.chunks, part.spent = number + 1, self.gradient_images - before
+            part.images, part.spent = part.images + len(rows), self.gradient_images - before
             self.monitor.safe_point(part.keep)
-        return part.delta
+        return part.finish()
 
     def save(self, name: str, pack: Callable[[], dict[str, Any]]) -> None:
         """A safe point: keep a partial result if it is time to, end here if the time is up.
@@ -214,27 +216,35 @@ class _Part:
 
     Attributes:
         delta: (n, 3, h, w) float32.
-        chunks: how many are done.
+        images: how many are done.
         spent: input gradients of single images that they took.
     """
 
     def __init__(self, folder: Path | None, name: str, shape: tuple[int, ...]) -> None:
-        self.chunks = self.spent = 0
+        self.images = self.spent = 0
         self._facts = None
         if folder is None:
             self.delta = torch.zeros(shape)
             return
-        self._facts, file = folder / f"{name}.json", folder / f"{name}.npy"
+        self._facts, self._file = folder / f"{name}.json", folder / f"{name}.npy"
         try:
             known = json.loads(self._facts.read_text(encoding="utf-8"))
-            self._array = open_array(file, shape)
-            self.chunks, self.spent = int(known["chunks"]), int(known["spent"])
+            self._array = open_array(self._file, shape)
+            self.images, self.spent = int(known["images"]), int(known["spent"])
         except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
-            self._array = make_array(file, shape)
+            self._facts.unlink(missing_ok=True)  # it speaks of another array than the new one
+            self._array = make_array(self._file, shape)
         self.delta = torch.from_numpy(self._array)
 
     def keep(self) -> None:
         """Put on disk what is done, and then that it is done."""
         if self._facts is not None:
             self._array.flush()
-            write_text(self._facts, json.dumps({"chunks": self.chunks, "spent": self.spent}))
+            write_text(self._facts, json.dumps({"images": self.images, "spent": self.spent}))
+
+    def finish(self) -> Tensor:
+        """The perturbation; what is done to it does not reach the file."""
+        if self._facts is None:
+            return self.delta
+        self.keep()
+        return torch.from_numpy(np.load(self._file, mmap_mode="c", allow_pickle=False))

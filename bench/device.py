@@ -81,9 +81,12 @@ def configure(
         memory: bytes of a GPU's memory that this process may take, or None for all.
     """
     torch.set_num_threads(threads)
-    if memory is not None and device.type == "cuda":
-        share = min(memory / total_memory(device), 1.0)
-        torch.cuda.set_per_process_memory_fraction(share, device)
+    if device.type == "cuda":
+        index = device.index or 0
+        torch.cuda.set_device(index)  # streams and graphs belong to the current device
+        if memory is not None:
+            share = min(memory / total_memory(device), 1.0)
+            torch.cuda.set_per_process_memory_fraction(share, index)
     _keep_freed_memory()
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"

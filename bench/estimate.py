@@ -8,7 +8,7 @@ from typing import Any, TextIO
 import torch
 import torch.nn.functional as F
 
-from bench.device import configure
+from bench.device import configure, gpus
 from bench.plan import PASSES_PER_TRAINING_STEP, CostTable, make_plan
 from bench.progress import duration
 from bench.runner import Loading, share_out
@@ -32,7 +32,9 @@ def plan_facts(
     plan = make_plan(opened.cells, opened.data, opened.store, session.results)
     session, workers = share_out(session, opened.expansion.device, workers, threads)
     workers = max(1, min(workers, len(plan.tasks)))
-    rate = measured_rate(opened, session.threads) * workers if plan.tasks else 1.0
+    # Processes on one GPU share what it gives.
+    devices = min(workers, len(gpus(opened.expansion.device)) or workers)
+    rate = measured_rate(opened, session.threads) * devices if plan.tasks else 1.0
     longest = max(plan.urgency().values(), default=0.0)
     seconds = max(plan.flop / rate, longest * workers / rate)
     return {
@@ -48,7 +50,8 @@ def plan_facts(
             for task in plan.tasks.values()
         ],
         "seconds": seconds,
-        "bytes": sum(task.bytes for task in plan.tasks.values()),
+        "bytes": sum(task.bytes for task in plan.tasks.values())
+        + workers * max((task.temporary for task in plan.tasks.values()), default=0.0),
         "store": str(session.store),
         "notes": plan.notes,
     }

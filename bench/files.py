@@ -1,4 +1,8 @@
-"""Writing so that nothing is ever half there: aside, fsync, rename."""
+"""Files: written so that nothing is ever half there, and arrays that live on disk.
+
+Everything is written aside, synced and renamed, but for the arrays of `make_array` and
+`unnamed_array`, which are filled in place.
+"""
 
 from __future__ import annotations
 
@@ -100,6 +104,7 @@ def open_array(path: Path, shape: Sequence[int]) -> np.memmap:
     """
     import numpy as np
 
+    np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a truncated file; "r+" extends it
     array = np.load(path, mmap_mode="r+", allow_pickle=False)
     if array.shape != tuple(shape) or array.dtype != np.float32:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}, not float32 {tuple(shape)}")

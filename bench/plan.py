@@ -37,6 +37,7 @@ class Task:
         bytes: estimated size in the store, once finished.
         needs: keys of tasks that come first.
         epochs: for a surrogate, the checkpoints that anybody asks for.
+        temporary: bytes that making it takes in the store for a while.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Task:
     bytes: float
     needs: frozenset[str]
     epochs: tuple[int, ...] = ()
+    temporary: float = 0.0
 
 
 @dataclass
@@ -129,9 +131,10 @@ class _Planner:
             needs = frozenset(k for s in job.surrogates if (k := self._surrogate(s)))
             images = round(len(self._data.train) * job.poison_ratio)
             work = job.method.gradient_images(images) * self._cost.of_gradient(job.method)[0]
-            size = self._data.train.images.numel()  # for a while, the float perturbation too
-            size *= 1 + 4
-            self.tasks[key] = Task(key, "craft", title, job, work, size, needs)
+            size = self._data.train.images.numel()
+            self.tasks[key] = Task(
+                key, "craft", title, job, work, size, needs, temporary=(4 + 1) * size
+            )
         return missing
 
     def _surrogate(self, job: SurrogateJob) -> str | None:

@@ -39,7 +39,7 @@ class Replay:
 
     Args:
         network: whose gradients are filled.
-        compute: the work; it must ask for nothing from the host.
+        compute: the work; it must ask for nothing from the host, and decide nothing there.
         record: `cuda_graph`, or a stand-in.
     """
 
@@ -70,11 +70,12 @@ class Replay:
                 self._start()
             except RuntimeError as error:
                 self._usable = False
-                reason = str(error).strip().partition("\n")[0]
+                reason = str(error.__context__ or error).strip().partition("\n")[0]
                 warnings.warn(f"training steps are not replayed: {reason}", stacklevel=2)
-                for parameter in self._parameters:
-                    parameter.grad = None
-                return self._compute(images, soft_labels)
+        if not self._usable:  # not inside `except`, which holds on to what was recorded
+            for parameter in self._parameters:
+                parameter.grad = None
+            return self._compute(images, soft_labels)
         assert self._replay is not None
         self._images.copy_(images)
         self._soft_labels.copy_(soft_labels)

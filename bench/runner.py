@@ -315,7 +315,7 @@ class _Worker:
             pass
 
     def stop(self) -> None:
-        """End the process, whatever it is doing; its finished epochs are on disk."""
+        """End the process, whatever it is doing; what was saved is on disk."""
         self.alive = False
         self._process.kill()
         self._process.wait()

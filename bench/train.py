@@ -176,10 +176,11 @@ class Training:
 
     def _learn(self, images: Tensor, soft_labels: Tensor, step: Step) -> Learned:
         """Fill the gradients; returns the loss and the logits of the pass learned from."""
+        network, defense, last = self.network, self._defense, self._last
 
         def compute(images: Tensor, soft_labels: Tensor) -> Learned:
-            loss = self._defense.backward(self.network, images, soft_labels, step)
-            return Learned(loss, self._last.value)
+            loss = defense.backward(network, images, soft_labels, step)
+            return Learned(loss, last.value)
 
         # A defense with a backward pass of its own may draw random numbers or wait for the GPU.
         kind = type(self._defense)
@@ -187,7 +188,8 @@ class Training:
         if self._device.type != "cuda" or not plain:
             return compute(images, soft_labels)
         if self._replay is None:
-            self._replay = Replay(self.network, compute, cuda_graph)
+            # It must not know this object: a cycle would hold GPU memory until it is collected.
+            self._replay = Replay(network, compute, cuda_graph)
         return self._replay(images, soft_labels)
 
     def finish(self) -> None:

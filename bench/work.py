@@ -395,6 +395,9 @@ class _Timed(Monitor):
     def advance(self, flop: float) -> None:
         self._monitor.advance(flop)
 
+    def stopping(self) -> bool:
+        return self._monitor.stopping()
+
     def safe_point(self, save: Callable[[], None] = lambda: None) -> None:
         def save_both() -> None:
             save()

@@ -31,11 +31,13 @@ class Noise(LinfMethod):
     def craft(self, job: Crafting) -> Tensor:
         """Draw delta ~ U(-epsilon, epsilon), or clip(N(0, epsilon^2)); independent components."""
         draws, shape = job.stream("noise"), job.dataset.images.shape[1:]
-        if self.per == "class":
-            return self.draw((job.classes, *shape), draws)[job.dataset.labels]
         delta = job.blank()
+        of_class = self.draw((job.classes, *shape), draws) if self.per == "class" else None
         for rows in torch.arange(len(delta)).split(portion(delta)):
-            delta[rows] = self.draw((len(rows), *shape), draws)
+            if of_class is None:
+                delta[rows] = self.draw((len(rows), *shape), draws)
+            else:
+                delta[rows] = of_class[job.dataset.labels[rows]]
         return delta
 
     def draw(self, shape: tuple[int, ...], draws: torch.Generator) -> Tensor:

@@ -1,6 +1,8 @@
 """Large data, small memory, and GPU graphs: the same numbers another way."""
 
+import gc
 import itertools
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +15,10 @@ from torch import Tensor
 import run_bench
 from bench.budget import Budget
 from bench.component import build, parse_one
-from bench.crafting import CPU_CHUNK, Crafting
-from bench.defense import Defense
-from bench.device import gpus, total_memory
-from bench.errors import UsageError
+from bench.crafting import CPU_CHUNK, Crafting, Monitor
+from bench.defense import Defense, Step
+from bench.device import configure, gpus, total_memory
+from bench.errors import Stopped, UsageError
 from bench.files import make_array, map_member, open_array, unnamed_array
 from bench.grid import Grid, TrainingData
 from bench.loading import Loader
@@ -87,9 +89,12 @@ def test_an_array_on_disk_keeps_what_was_flushed(tmp_path: Path) -> None:
     assert open_array(file, (4, 3))[1].tolist() == [5, 5, 5]
     with pytest.raises(ValueError, match="not float32"):
         open_array(file, (3, 4))
-    file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(ValueError):  # noqa: PT011 - NumPy's own words
-        open_array(file, (4, 3))
+    whole = file.read_bytes()
+    for length in (40, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError):  # noqa: PT011 - NumPy's own words
+            open_array(file, (4, 3))
+        assert file.stat().st_size == length
     assert not make_array(file, (4, 3)).any()
     with pytest.raises(OSError, match="absent"):
         open_array(tmp_path / "absent.npy", (1,))
@@ -153,6 +158,69 @@ def test_what_lies_outside_the_mask_stays_in_a_place_that_was_used_before() -> N
     assert release(TRAIN, delta, mask, Budget("linf", 0.1), place).images.equal(TRAIN.images)
 
 
+class Saves(Monitor):
+    """Saves at every safe point, and stops at the last one of its number."""
+
+    save_every = -1.0
+
+    def __init__(self, points: int) -> None:
+        super().__init__()
+        self._left = points
+
+    def stopping(self) -> bool:
+        self._left -= 1
+        return self._left == 0
+
+
+@pytest.fixture
+def stopped(tmp_path: Path):
+    """A scratch folder in which two chunks of five images are done."""
+    with pytest.raises(Stopped):
+        crafting(scratch=tmp_path, monitor=Saves(2)).each_chunk(unit, 5)
+    return tmp_path
+
+
+def unit(images: Tensor, labels: Tensor, number: int) -> Tensor:
+    return images / 255
+
+
+def test_a_truncated_perturbation_is_made_again(stopped: Path) -> None:
+    whole = crafting().each_chunk(unit, 5)
+    assert crafting(scratch=stopped).each_chunk(unit, 5).equal(whole)
+    file = next(stopped.glob("*.npy"))
+    file.write_bytes(file.read_bytes()[:-1])
+    # Killed again before it could save anything: what is noted must not be believed then.
+    with pytest.raises(KeyboardInterrupt):
+        crafting(scratch=stopped).each_chunk(interrupted, 5)
+    assert crafting(scratch=stopped).each_chunk(unit, 5).equal(whole)
+
+
+def interrupted(images: Tensor, labels: Tensor, number: int) -> Tensor:
+    raise KeyboardInterrupt
+
+
+def test_a_free_size_of_chunks_may_change_between_attempts(tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def counted(images: Tensor, labels: Tensor, number: int) -> Tensor:
+        done.append(len(images))
+        return images / 255
+
+    sizes = {"bytes_per_gradient": 1.0, "scratch": tmp_path}
+    with pytest.raises(Stopped):
+        crafting(**sizes, memory=7.0, monitor=Saves(2)).each_chunk(counted)
+    whole = crafting(**sizes, memory=20.0).each_chunk(counted)
+    assert done == [7, 7, 20, 14]
+    assert whole.equal(TRAIN.images / 255)
+
+
+def test_work_on_the_result_does_not_reach_the_disk(stopped: Path) -> None:
+    delta = crafting(scratch=stopped).each_chunk(unit, 5)
+    kept = delta.clone()
+    delta.mul_(0.5)
+    assert crafting(scratch=stopped).each_chunk(unit, 5).equal(kept)
+
+
 # --- sizes of chunks --------------------------------------------------------------------------
 
 
@@ -194,6 +262,25 @@ def test_memory_of_a_gradient_is_what_a_pass_keeps() -> None:
 
 
 # --- sharing a machine ------------------------------------------------------------------------
+
+
+def test_a_gpu_is_chosen_and_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    properties = SimpleNamespace(total_memory=80)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    threads, flags = torch.get_num_threads(), torch.backends.cudnn.benchmark
+
+    def limit(share: float, index: int) -> None:
+        # What PyTorch demands: it refuses a device without a number.
+        assert isinstance(index, int)
+        told.append((share, index))
+
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
+    for name, memory in (("cuda", 20), ("cuda:1", 160), ("cuda:2", None)):
+        configure("fp32", threads, torch.device(name), memory)
+    assert told == [0, (0.25, 0), 1, (1.0, 1), 2]
+    torch.backends.cudnn.benchmark = flags
 
 
 def session(**more: object) -> Session:
@@ -293,6 +380,30 @@ def test_replayed_training_is_training(batch_size: int, monkeypatch: pytest.Monk
     assert recorder.replays == 2 * (48 // batch_size) - WARM_UP
     for one, other in zip(plain.network.parameters(), replayed.network.parameters(), strict=True):
         assert one.equal(other)
+
+
+def test_a_training_that_is_over_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    arch = build(ARCHS, parse_one("rn18:width=0.05", ARCHS))
+    training = Training(arch, TRAIN, small_recipe(), Defense(), 0, "victim", CPU, "fp32")
+    recorder = Recorder()
+    recorder.parameters = list(training.network.parameters())
+    monkeypatch.setattr("bench.train.cuda_graph", recorder)
+    monkeypatch.setattr("bench.replay._aside", lambda compute, device: compute())
+    monkeypatch.setattr(training, "_device", SimpleNamespace(type="cuda"))
+    step = Step(0, 1, len(TRAIN.classes), stream(0, "x"))
+    images = torch.rand(4, 3, *TRAIN.image_size)
+    labels = torch.eye(len(TRAIN.classes))[:4]
+    gc.disable()
+    try:
+        for _ in range(WARM_UP + 1):
+            training._learn(images, labels, step)
+        assert recorder.replays == 1
+        gone = weakref.ref(training)
+        monkeypatch.undo()
+        del training
+        assert gone() is None, "something in a cycle holds it"
+    finally:
+        gc.enable()
 
 
 def test_a_step_that_cannot_be_recorded_is_computed() -> None:

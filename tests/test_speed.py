@@ -50,21 +50,33 @@ def test_the_released_way_takes_the_same_gradients(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(
         torch.autograd, "grad", lambda *args: taken.append(gradient(*args)[0]) or (taken[-1],)
     )
-    released = ReleasedCrafting(nets, TEN, CPU, tmp_path, workers=0)
-    size = -(-len(TEN) // 10)
+    monkeypatch.setattr(ReleasedCrafting, "CHUNK", 8)
+    released = ReleasedCrafting(nets, TEN, CPU, tmp_path, batch=4, workers=0)
+    decoded = []
+    monkeypatch.setattr(Pictures, "__getitem__", counting(Pictures.__getitem__, decoded))
     for turn in range(4):
-        rows = slice(turn * size, (turn + 1) * size)
-        assert released() == size
+        assert released() == 4
+        rows = decoded[-4 * (5 + turn % 2) :][:4]
         # The scripts average over a chunk; the sign is what counts.
-        assert (taken[-1] * size).allclose(expected[turn % 2][rows], atol=1e-5)
+        whole = expected[turn // 2][rows]
+        assert (taken[-1] * 4).allclose(whole, atol=1e-5)
+    assert len(decoded) == 4 * (5 + 6 + 5 + 6)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0.pt", "1.pt"]
+
+
+def counting(method, rows):
+    def counted(self, row):
+        rows.append(row)
+        return method(self, row)
+
+    return counted
 
 
 def test_the_competent_loop_takes_sep_steps() -> None:
     nets = [network(0)]
     gradient = input_gradients(nets[0], TEN.images[:8], TEN.labels[:8])
     eager = EagerCrafting(nets, TEN.images[:8], TEN.labels[:8], CPU)
-    assert eager() == 8
+    assert eager() == 8 == len(eager._x) * 1
     clean = TEN.images[:8].float() / 255
     expected = (clean - gradient.sign() / 255).clamp(0, 1)
     assert (eager._x - expected).abs().gt(1e-6).float().mean() < 0.01
@@ -106,7 +118,7 @@ def test_ceiling_counts_every_convolution_by_its_shape(monkeypatch) -> None:
     monkeypatch.setattr(ceiling, "products", lambda dtype, device: 7.0)
     top = ceiling.measure(network(), torch.rand(60, 3, 16, 16), torch.float32, CPU)
     convolutions = 1 + 16 + 3
-    assert top == ceiling.Ceiling(60 / (3.0 * convolutions), 60 / (6.0 * convolutions), 7.0)
+    assert top == ceiling.Ceiling(60 / (3.0 * convolutions), 60 / (6.0 * convolutions - 2.0), 7.0)
     assert len(asked) == len(set(asked)) < convolutions
     assert all(shape[0] == 60 for shape, _ in asked)
 

@@ -22,6 +22,7 @@ from bench.data import Places, Splits, balanced_rows
 from bench.device import choose_device, choose_precision, configure, describe
 from bench.errors import UsageError
 from bench.files import write_text
+from bench.network import Precision
 from bench.registry import DATASETS, RECIPES, ROOT
 from bench.session import commit, cores
 from bench.speed import sections
@@ -47,7 +48,8 @@ def main() -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    configure(fast, options.threads, device)
+    exact: Precision = "fp32" if fast == "bf16" else fast  # TF32 would hold for baselines, too
+    configure(exact, options.threads, device)
     splits, dataset = load(options.data_dir)
     print(f"{fast} on {describe(device)['name']}, {options.threads} threads, {dataset}")
     bench = Bench(splits.train, device, fast, options.rounds)
@@ -66,6 +68,7 @@ def main() -> int:
         if name not in plan:
             print(f"error: no section '{name}'; there are: {', '.join(plan)}", file=sys.stderr)
             return 2
+    for name in chosen:
         started = time.perf_counter()
         found[name] = plan[name]()
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
@@ -114,7 +117,7 @@ def _plan(bench: Bench, options: argparse.Namespace, dataset: str) -> dict[str, 
         "adversarial": lambda: sections.adversarial(bench, 0.25, 64, 320 * many),
         "agreement": lambda: sections.agreement(bench),
         "closed-forms": lambda: sections.closed_forms(bench),
-        "start-up": lambda: sections.start_up(Path(options.data_dir), dataset),
+        "start-up": lambda: sections.start_up(Path(options.data_dir), dataset, bench.device),
     }
 
 
@@ -158,10 +161,11 @@ def rows(found: dict[str, Any]) -> list[Row]:
             row(what, f"{share:.0%}", *aim)
             if "share_of_product" in part:
                 row("  share of a matrix product's rate", f"{part['share_of_product']:.0%}")
-                row("  SEP-FA-VR on CIFAR-10", f"{part['hours_of_sep_fa_vr']:.3g} h")
+                row("  SEP-FA-VR's gradients, projected", f"{part['hours_of_sep_fa_vr']:.3g} h")
             else:
-                row("  a victim of 120 epochs", f"{part['hours_of_a_victim']:.3g} h")
-            row("  peak memory of the process", f"{part['peak_memory'] / 2**30:.2f} GiB")
+                row("  a victim of 120 epochs, projected", f"{part['hours_of_a_victim']:.3g} h")
+            if part["peak_memory"]:
+                row("  peak memory on the device", f"{part['peak_memory'] / 2**30:.2f} GiB")
     if part := found.get("adversarial"):
         cost, low, high = part["cost"]
         text = f"{cost:.2f} x  ({low:.2f} to {high:.2f})"

@@ -35,9 +35,9 @@ def measure(network: Network, images: Tensor, dtype: torch.dtype, device: torch.
         dtype: of the convolutions, which are in channels-last memory.
         device: where.
     """
-    forward = inputs = weights = 0.0
+    forward = inputs = weights = first = 0.0
     known: dict[tuple[object, ...], tuple[float, float, float]] = {}
-    for convolution, source in _convolutions(network, images):
+    for number, (convolution, source) in enumerate(_convolutions(network, images)):
         shape = (
             *(source.shape, convolution.weight.shape),
             *(convolution.stride, convolution.padding, convolution.groups),
@@ -46,9 +46,13 @@ def measure(network: Network, images: Tensor, dtype: torch.dtype, device: torch.
             known[shape] = _seconds(convolution, source.shape, dtype, device)
         times = known[shape]
         forward, inputs, weights = forward + times[0], inputs + times[1], weights + times[2]
+        if number == 0:
+            first = times[1]  # training never asks for the gradient to the images
     count = len(images)
     return Ceiling(
-        count / (forward + inputs), count / (forward + inputs + weights), products(dtype, device)
+        gradients=count / (forward + inputs),
+        training=count / (forward + inputs - first + weights),
+        products=products(dtype, device),
     )
 
 
@@ -98,8 +102,7 @@ def _seconds(
 
     def backward(mask: list[bool]) -> None:
         torch.ops.aten.convolution_backward(
-            *(gradient, source, weight, None, stride, padding, dilation),
-            *(False, [0, 0], groups, mask),
+            gradient, source, weight, None, stride, padding, dilation, False, [0, 0], groups, mask
         )
 
     with torch.no_grad():

@@ -25,6 +25,7 @@ from bench.device import peak_memory, reset_peak_memory
 from bench.grid import Grid
 from bench.network import Arch, Network, Precision, freeze
 from bench.pgd import Iterate
+from bench.plan import PASSES_PER_TRAINING_STEP
 from bench.recipe import Recipe
 from bench.registry import ARCHS, DEFENSES, METHODS, RECIPES, ROOT
 from bench.release import release
@@ -32,14 +33,15 @@ from bench.runner import run
 from bench.seeding import stream
 from bench.session import cores
 from bench.speed import ceiling
-from bench.speed.baselines import EagerCrafting, PlainTraining, ReleasedCrafting
+from bench.speed.baselines import EagerCrafting, PlainTraining, ReleasedCrafting, targets
 from bench.speed.processes import SideBySide, one_thread
 from bench.speed.timing import Contender, Rates, take_turns
 from bench.train import Training
+from bench.train import accuracy as share_correct
 
-CHECKPOINTS = 15
+CHECKPOINTS, AT_ONCE = 15, 3
+"""Resident networks, and how many of them a turn visits."""
 PAPER_IMAGES, PAPER_TESTS, PAPER_EPOCHS = 50_000, 10_000, 120
-GRADIENTS_OF_SEP_FA_VR = PAPER_IMAGES * 30 * (15 + 15 - 1)
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Bench:
 
     @property
     def exact(self) -> Precision:
-        """What the recipe `paper` computes in."""
-        return "tf32" if self.device.type == "cuda" else "fp32"
+        """What the fast path is compared with."""
+        return "fp32"
 
     def some(self, count: int) -> ImageDataset:
         """The first images."""
@@ -77,42 +79,42 @@ class Bench:
 
 def crafting(bench: Bench, width: float) -> dict[str, Any]:
     """Input gradients per second by SEP's own code and by others, beside the ceiling."""
-    networks = [bench.network(width, seed) for seed in range(CHECKPOINTS)]
-    some = bench.some(_job(bench, width).chunk)
-    size = len(some)
-    reset_peak_memory(bench.device)
-    ours = our_crafting(bench, width)
+    networks = [bench.network(width, seed) for seed in range(AT_ONCE)]
+    small = dataclasses.replace(bench, train=bench.some(_job(bench, width).chunk))
+    some, device = small.train, bench.device
+    reset_peak_memory(device)
+    ours = our_crafting(small, width)
     ours()
-    peak = peak_memory(bench.device)
+    peak = peak_memory(device)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         contenders: dict[str, Contender] = {
             "ours": ours,
-            "eager": EagerCrafting(networks[:3], some.images, some.labels, bench.device),
+            "eager": EagerCrafting(networks, some.images, some.labels, device),
         }
         if width == 1:
-            # Ten chunks of half the size: its activations would not fit beside ours otherwise.
-            released, images = [bench.network(width, seed) for seed in range(15)], 5 * size
+            checkpoints = (bench.network(width, seed) for seed in range(CHECKPOINTS))
             contenders["released"] = ReleasedCrafting(
-                released, bench.some(images), bench.device, Path(folder), cores()
+                checkpoints, bench.train, device, Path(folder), len(some), cores()
             )
-        if bench.device.type == "cpu":
-            both = SideBySide(cores(), one_thread, our_crafting, bench, width)
+        if device.type == "cpu":
+            both = SideBySide(cores(), one_thread, our_crafting, small, width)
             contenders["ours, side by side"] = stack.enter_context(both)
-        rates = take_turns(contenders, bench.device, bench.rounds)
-    top = _ceiling(bench, networks[0], size, bench.fast)
+        rates = take_turns(contenders, device, bench.rounds)
+    top = _ceiling(bench, networks[0], len(some), bench.fast)
     flop = _gradient_flop(bench, width)
+    method = build(METHODS, parse_one("sep-fa-vr", METHODS))
     return {
         "width": width,
         "precision": bench.fast,
-        "chunk": size,
+        "chunk": len(some),
         "images_per_second": _medians(rates),
         "times": {name: _ratio(rates, "ours", name) for name in contenders if name != "ours"},
         "convolutions_alone": top.gradients,
         "share_of_convolutions": rates["ours"] / top.gradients,
         "product_flops": top.products,
         "share_of_product": rates["ours"] * flop / top.products,
-        "hours_of_sep_fa_vr": GRADIENTS_OF_SEP_FA_VR / rates["ours"] / 3600,
-        "peak_memory": peak,
+        "hours_of_sep_fa_vr": method.gradient_images(PAPER_IMAGES) / rates["ours"] / 3600,
+        "peak_memory": peak if device.type == "cuda" else None,
     }
 
 
@@ -131,7 +133,7 @@ def our_crafting(bench: Bench, width: float) -> Contender:
     def work() -> float:
         part = next(turns)
         method.craft(dataclasses.replace(job, trained=lambda number: part))
-        return 3.0 * len(job.dataset)
+        return float(AT_ONCE * len(job.dataset))
 
     return work
 
@@ -152,7 +154,8 @@ def _job(bench: Bench, width: float) -> Crafting:
 
 def training(bench: Bench, width: float, batch_size: int, images: int) -> dict[str, Any]:
     """Training images per second: ours, ours in float32, and a plain loop."""
-    some, recipe = bench.some(images), _steady(batch_size)
+    bench = dataclasses.replace(bench, train=bench.some(images))
+    some, recipe = bench.train, _steady(batch_size)
     plain = PlainTraining(bench.network(width), some, recipe, bench.device, workers=min(cores(), 4))
     reset_peak_memory(bench.device)
     ours = our_training(bench, width, batch_size, images)
@@ -169,6 +172,8 @@ def training(bench: Bench, width: float, batch_size: int, images: int) -> dict[s
             contenders["ours, side by side"] = stack.enter_context(both)
         rates = take_turns(contenders, bench.device, bench.rounds)
     top = _ceiling(bench, bench.network(width), batch_size, bench.fast)
+    # A test image is a forward pass, a third of a training image.
+    epoch = PAPER_IMAGES + PAPER_TESTS / PASSES_PER_TRAINING_STEP
     return {
         "width": width,
         "precision": bench.fast,
@@ -177,8 +182,8 @@ def training(bench: Bench, width: float, batch_size: int, images: int) -> dict[s
         "times": {name: _ratio(rates, "ours", name) for name in contenders if name != "ours"},
         "convolutions_alone": top.training,
         "share_of_convolutions": rates["ours"] / top.training,
-        "hours_of_a_victim": PAPER_EPOCHS * PAPER_IMAGES / rates["ours"] / 3600,
-        "peak_memory": peak,
+        "hours_of_a_victim": PAPER_EPOCHS * epoch / rates["ours"] / 3600,
+        "peak_memory": peak if bench.device.type == "cuda" else None,
     }
 
 
@@ -229,7 +234,7 @@ def agreement(bench: Bench, steps: int = 8, images: int = 100) -> dict[str, Any]
         exact.append(freeze(made.network, bench.device, bench.exact))
         fast.append(freeze(made.network, bench.device, bench.fast))
     some = bench.some(images)
-    labels = (some.labels + 5).to(bench.device) % len(some.classes)
+    labels = targets(some.labels, len(some.classes)).to(bench.device)
     method = build(METHODS, parse_one("sep", METHODS))
 
     def direction(models: list[Network], x: Tensor) -> Tensor:
@@ -279,7 +284,7 @@ def closed_forms(bench: Bench) -> dict[str, Any]:
     return {"seconds": found}
 
 
-def start_up(data: Path, dataset: str) -> dict[str, Any]:
+def start_up(data: Path, dataset: str, device: torch.device) -> dict[str, Any]:
     """Seconds until a user sees something."""
     run_bench = [sys.executable, str(ROOT / "run_bench.py")]
     with TemporaryDirectory() as folder:
@@ -305,15 +310,15 @@ def start_up(data: Path, dataset: str) -> dict[str, Any]:
         )
         clean = [
             *("--methods", "clean", "--archs", "rn18", "--workers", "1", "--offline"),
-            *("--dataset", dataset, "--data-dir", str(data), *places),
+            *("--dataset", dataset, "--data-dir", str(data), "--device", str(device), *places),
         ]
         start = [sys.executable, "-c", first, str(ROOT), *clean]
-        _seconds(start)  # decodes the images once; that is not part of starting up
+        _run(start)  # decodes the images and writes the control's; the second start has them
         return {
-            "list": median(_seconds([*run_bench, "--list"]) for _ in range(3)),
+            "list": median(_run([*run_bench, "--list"]) for _ in range(3)),
             "cells": len(outcome.cells),
-            "cached_grid": _seconds([*run_bench, *again]),
-            "first_step": _seconds(start),
+            "cached_grid": _run([*run_bench, *again]),
+            "first_step": _run(start),
         }
 
 
@@ -331,16 +336,11 @@ def accuracy(bench: Bench, width: float, recipe: Recipe, seeds: int, test: Image
             made = _training(bench, width, bench.train, recipe, Defense(), precision, seed)
             for _ in range(recipe.epochs):
                 made.run_epoch()
-            found[name].append(_accuracy(made, test))
+            found[name].append(share_correct(made.confusion(test)))
         made = _training(bench, width, bench.train, recipe, Defense(), bench.exact, seed)
         made.network = plain.network.to(memory_format=torch.channels_last)
-        found["plain"].append(_accuracy(made, test))
+        found["plain"].append(share_correct(made.confusion(test)))
     return {"width": width, "recipe": recipe.settings(), "images": len(bench.train), **found}
-
-
-def _accuracy(made: Training, test: ImageDataset) -> float:
-    counts = made.confusion(test)
-    return counts.diagonal().sum().item() / counts.sum().item()
 
 
 def _training(
@@ -382,7 +382,7 @@ def _ratio(rates: Rates, name: str, other: str) -> list[float]:
     return [rates.ratio(name, other), *rates.spread(name, other)]
 
 
-def _seconds(command: list[str]) -> float:
+def _run(command: list[str]) -> float:
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
