@@ -68,10 +68,11 @@ def main() -> int:
         if name not in plan:
             print(f"error: no section '{name}'; there are: {', '.join(plan)}", file=sys.stderr)
             return 2
-    for name in chosen:
+    for number, name in enumerate(chosen, start=1):
         started = time.perf_counter()
+        print(f"[{number}/{len(chosen)}] {name}", end="", file=sys.stderr, flush=True)
         found[name] = plan[name]()
-        print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        print(f": {time.perf_counter() - started:.0f} s", file=sys.stderr)
     print()
     headers = ("", "measured", "target", "met")
     print(tabulate(rows(found), headers, tablefmt="github", disable_numparse=True))
@@ -174,7 +175,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
         steps = part["share_by_step"]
         what = f"signs of {part['precision']} like {part['against']}'s, by step"
         row(what, " ".join(f"{share:.0%}" for share in steps))
-        weighted = " ".join(f"{share:.0%}" for share in part["share_by_step_weighted"])
+        weighted = " ".join(f"{share:.1%}" for share in part["share_by_step_weighted"])
         row("  weighted by size", weighted)
         row("  equal components at the end", f"{part['equal_at_the_end']:.0%}")
     if part := found.get("closed-forms"):
