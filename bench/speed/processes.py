@@ -8,6 +8,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from bench.device import configure
 from bench.speed.timing import Contender
 
@@ -27,8 +29,10 @@ class SideBySide:
         self._processes = []
         for _ in range(count):
             near, far = context.Pipe()
-            process = context.Process(target=_serve, args=(far, make, arguments), daemon=True)
+            # No daemon, since it may have children that decode; it ends when its pipe closes.
+            process = context.Process(target=_serve, args=(far, make, arguments))
             process.start()
+            far.close()
             self._ends.append(near)
             self._processes.append(process)
 
@@ -66,3 +70,9 @@ def one_thread(make: Callable[..., Contender], bench: Any, *arguments: Any) -> C
     """A contender in a process that computes with one thread."""
     configure(bench.fast, 1, bench.device)
     return make(bench, *arguments)
+
+
+def untouched(make: Callable[..., Contender], threads: int, *arguments: Any) -> Contender:
+    """A contender in a process in which nothing of ours is set, such as how memory is freed."""
+    torch.set_num_threads(threads)
+    return make(*arguments)

@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
@@ -34,7 +35,7 @@ from bench.seeding import stream
 from bench.session import cores
 from bench.speed import ceiling
 from bench.speed.baselines import EagerCrafting, PlainTraining, ReleasedCrafting, targets
-from bench.speed.processes import SideBySide, one_thread
+from bench.speed.processes import SideBySide, one_thread, untouched
 from bench.speed.timing import Contender, Rates, take_turns
 from bench.train import Training
 from bench.train import accuracy as share_correct
@@ -79,34 +80,29 @@ class Bench:
 
 def crafting(bench: Bench, width: float) -> dict[str, Any]:
     """Input gradients per second by SEP's own code and by others, beside the ceiling."""
-    networks = [bench.network(width, seed) for seed in range(AT_ONCE)]
     small = dataclasses.replace(bench, train=bench.some(_job(bench, width).chunk))
-    some, device = small.train, bench.device
+    count, device = len(small.train), bench.device
     reset_peak_memory(device)
     ours = our_crafting(small, width)
     ours()
     peak = peak_memory(device)
     with TemporaryDirectory() as folder, ExitStack() as stack:
-        contenders: dict[str, Contender] = {
-            "ours": ours,
-            "eager": EagerCrafting(networks, some.images, some.labels, device),
-        }
+        contenders: dict[str, Contender] = {"ours": ours}
+        contenders["eager"] = _apart(stack, eager_crafting, small, width)
         if width == 1:
-            checkpoints = (bench.network(width, seed) for seed in range(CHECKPOINTS))
-            contenders["released"] = ReleasedCrafting(
-                checkpoints, bench.train, device, Path(folder), len(some), cores()
-            )
+            more = dataclasses.replace(bench, train=bench.some(20 * count))
+            contenders["released"] = _apart(stack, released_crafting, more, width, folder, count)
         if device.type == "cpu":
             both = SideBySide(cores(), one_thread, our_crafting, small, width)
             contenders["ours, side by side"] = stack.enter_context(both)
         rates = take_turns(contenders, device, bench.rounds)
-    top = _ceiling(bench, networks[0], len(some), bench.fast)
+    top = _ceiling(bench, bench.network(width), count, bench.fast)
     flop = _gradient_flop(bench, width)
     method = build(METHODS, parse_one("sep-fa-vr", METHODS))
     return {
         "width": width,
         "precision": bench.fast,
-        "chunk": len(some),
+        "chunk": count,
         "images_per_second": _medians(rates),
         "times": {name: _ratio(rates, "ours", name) for name in contenders if name != "ours"},
         "convolutions_alone": top.gradients,
@@ -116,6 +112,31 @@ def crafting(bench: Bench, width: float) -> dict[str, Any]:
         "hours_of_sep_fa_vr": method.gradient_images(PAPER_IMAGES) / rates["ours"] / 3600,
         "peak_memory": peak if device.type == "cuda" else None,
     }
+
+
+def eager_crafting(bench: Bench, width: float) -> Contender:
+    """A competent loop, on as many networks as ours visits a turn."""
+    networks = (bench.network(width, seed) for seed in range(AT_ONCE))
+    return EagerCrafting(networks, bench.train.images, bench.train.labels, bench.device)
+
+
+def released_crafting(bench: Bench, width: float, folder: str, batch: int) -> Contender:
+    """The released way."""
+    networks = (bench.network(width, seed) for seed in range(CHECKPOINTS))
+    return ReleasedCrafting(networks, bench.train, bench.device, Path(folder), batch, cores())
+
+
+def plain_training(bench: Bench, width: float, batch_size: int) -> Contender:
+    """A plain loop, an epoch a turn."""
+    network, workers = bench.network(width), min(cores(), 4)
+    plain = PlainTraining(network, bench.train, _steady(batch_size), bench.device, workers)
+    return lambda: float(sum(plain.epoch()))
+
+
+def _apart(stack: ExitStack, make: Callable[..., Contender], *arguments: Any) -> Contender:
+    """A baseline in a process of its own: what ours sets for a whole process must not help it."""
+    threads = torch.get_num_threads()
+    return stack.enter_context(SideBySide(1, untouched, make, threads, *arguments))
 
 
 def our_crafting(bench: Bench, width: float) -> Contender:
@@ -155,17 +176,16 @@ def _job(bench: Bench, width: float) -> Crafting:
 def training(bench: Bench, width: float, batch_size: int, images: int) -> dict[str, Any]:
     """Training images per second: ours, ours in float32, and a plain loop."""
     bench = dataclasses.replace(bench, train=bench.some(images))
-    some, recipe = bench.train, _steady(batch_size)
-    plain = PlainTraining(bench.network(width), some, recipe, bench.device, workers=min(cores(), 4))
     reset_peak_memory(bench.device)
     ours = our_training(bench, width, batch_size, images)
     ours()
     peak = peak_memory(bench.device)
-    contenders = {"ours": ours, "plain": lambda: float(sum(plain.epoch()))}
+    contenders = {"ours": ours}
     if bench.exact != bench.fast:
         exact = dataclasses.replace(bench, fast=bench.exact)
         contenders[f"ours, {bench.exact}"] = our_training(exact, width, batch_size, images)
     with ExitStack() as stack:
+        contenders["plain"] = _apart(stack, plain_training, bench, width, batch_size)
         if bench.device.type == "cpu":
             arguments = (our_training, bench, width, batch_size, images)
             both = SideBySide(cores(), one_thread, *arguments)
