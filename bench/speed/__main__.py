@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--precision", default="auto", help="of the fast path (auto: bf16 where it is fast)")
     add("--threads", type=int, default=cores(), help="for PyTorch (all cores)")
-    add("--rounds", type=int, default=3, help="how often contenders take turns (3)")
+    add("--rounds", type=int, default=2, help="how often contenders take turns (2)")
     add("--data-dir", default=str(ROOT / "data"), help="where CIFAR-10 lies; else synthetic images")
     add("--only", metavar="LIST", help="sections: crafting, training, training-quarter, ...")
     add("--accuracy", action="store_true", help="compare accuracies with a plain loop; long")

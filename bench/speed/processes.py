@@ -51,7 +51,10 @@ class SideBySide:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for end in self._ends:
+            end.close()  # what a process waits for; it then ends its own children in order
         for process in self._processes:
+            process.join(10)
             process.terminate()
             process.join()
 
