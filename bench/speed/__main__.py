@@ -27,6 +27,7 @@ from bench.registry import DATASETS, RECIPES, ROOT
 from bench.session import commit, cores
 from bench.speed import sections
 from bench.speed.sections import Bench
+from bench.store import check_writable
 from bench.work import versions
 
 Row = tuple[str, str, str, str]
@@ -42,7 +43,13 @@ AIMS = {("crafting", "released"): 5.0, ("crafting", "eager"): 2.5, ("training", 
 def main() -> int:
     """Run the sections, print a table, write JSON."""
     options = parser().parse_args()
+    for name in ("rounds", "threads"):
+        if getattr(options, name) < 1:
+            print(f"error: --{name} must be 1 or more", file=sys.stderr)
+            return 2
     try:
+        if options.out:
+            check_writable(Path(options.out).parent, "output", "--out")
         device = choose_device(options.device)
         fast = choose_precision(options.precision, "fast", device)
     except UsageError as error:

@@ -144,8 +144,8 @@ def our_crafting(bench: Bench, width: float) -> Contender:
     models = [
         freeze(bench.network(width, seed), bench.device, bench.fast) for seed in range(CHECKPOINTS)
     ]
-    turns = cycle([models[first : first + 3] for first in range(0, CHECKPOINTS, 3)])
-    method = build(METHODS, parse_one("sep:checkpoints=3,steps=1", METHODS))
+    turns = cycle([models[k : k + AT_ONCE] for k in range(0, CHECKPOINTS, AT_ONCE)])
+    method = build(METHODS, parse_one(f"sep:checkpoints={AT_ONCE},steps=1", METHODS))
     whole = _job(bench, width)
     job = dataclasses.replace(
         whole, dataset=bench.some(whole.chunk), mask=whole.mask[: whole.chunk]
