@@ -23,9 +23,16 @@ from bench.registry import Registry
 C = TypeVar("C", bound="Component")
 
 
-def setting(default: Any, help: str) -> Any:
-    """A dataclass field with its explanation, shown by `--describe`."""
-    return field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, *, added: bool = False) -> Any:
+    """A dataclass field with its explanation, shown by `--describe`.
+
+    Args:
+        default: the paper's value.
+        help: what it means, and in which unit.
+        added: whether records exist from before this setting did. At its default it is then left
+            out of identities and records, so that those stay valid.
+    """
+    return field(default=default, metadata={"help": help, "added": added})
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,12 @@ class Component:
         return self.name
 
     def settings(self) -> dict[str, Any]:
-        """Every setting with its resolved value, fit for JSON."""
-        values = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        """Every setting with its resolved value, fit for JSON; see `setting` on added ones."""
+        return {
+            spec.name: _jsonable(getattr(self, spec.name))
+            for spec in dataclasses.fields(self)
+            if not spec.metadata.get("added") or getattr(self, spec.name) != spec.default
+        }
 
     def identity(self) -> dict[str, Any]:
         """What makes two components give the same numbers: name, version, settings."""

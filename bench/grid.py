@@ -18,7 +18,7 @@ from bench.defense import Defense
 from bench.device import choose_device, choose_precision
 from bench.errors import UsageError
 from bench.files import slugify
-from bench.method import LinfMethod, Method, Surrogate
+from bench.method import BoundedMethod, Method, Surrogate
 from bench.network import Arch, Precision
 from bench.recipe import Recipe
 from bench.record import CONTROL
@@ -261,7 +261,7 @@ class Expansion:
         methods = [Spec(CONTROL), *parse(grid.methods, METHODS)]
         self.methods = self._components(methods, self._method)
         if grid.epsilon is not None and not any(
-            isinstance(method, LinfMethod) for _, method in self.methods
+            takes_epsilon(type(method)) for _, method in self.methods
         ):
             names = ", ".join(label for label, _ in self.methods)
             raise UsageError(f"--epsilon is given, but none of {names} has an l∞ budget")
@@ -335,7 +335,7 @@ class Expansion:
 
     def _method(self, spec: Spec) -> Method:
         given = {}
-        if self.grid.epsilon is not None and issubclass(METHODS.get(spec.name), LinfMethod):
+        if self.grid.epsilon is not None and takes_epsilon(METHODS.get(spec.name)):
             given["epsilon"] = self.grid.epsilon
         method = build(METHODS, spec, self.recipe.scale, given)
         surrogate = getattr(method, "surrogate", None)
@@ -344,6 +344,11 @@ class Expansion:
             arch = self._arch(parse_one(surrogate, ARCHS))
             method = dataclasses.replace(method, surrogate=canonical(arch, ARCHS))
         return method
+
+
+def takes_epsilon(method: type) -> bool:
+    """Whether `--epsilon` is meant for it: its budget is an l-inf ball of any radius."""
+    return issubclass(method, BoundedMethod) and method.norm == "linf"
 
 
 def _label(component: Component, plain: Component) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from bench.budget import Budget
+from bench.budget import Budget, BudgetSum, Norm
 from bench.component import Component, setting
 from bench.data import ImageDataset
 from bench.errors import UsageError
@@ -41,11 +41,15 @@ class Method(Component):
     """A way of making images unlearnable; a subclass writes `craft`.
 
     The fields of a subclass default to the paper's values. `--epsilon` sets the radius of every
-    `LinfMethod`; other methods keep a budget of their own.
+    method whose budget is an l-inf ball; others keep a budget of their own.
     """
 
+    overwrites: ClassVar[bool] = False
+    """Whether it sets pixels rather than adding to them. Composed with other methods it then has
+    the last word on the pixels that it changes in any image of a class."""
+
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> Budget | BudgetSum:
         """What the released images are held to; nothing, unless a method says otherwise."""
         return Budget("none")
 
@@ -86,6 +90,23 @@ class Method(Component):
         """
         raise NotImplementedError
 
+    def imprint(self, job: Crafting, images: Tensor, labels: Tensor) -> Tensor | None:
+        """Put the shortcuts of given classes on images that were never protected.
+
+        Victims are measured on such test images: who learned the shortcut follows it.
+
+        Args:
+            job: as for `craft`; the shortcuts are those of its training images and seed.
+            images: (b, 3, h, w) uint8, channels last, on the job's device.
+            labels: (b,) int64, whose shortcut each image shall carry.
+
+        Returns:
+            (b, 3, h, w) uint8; or None where delta does not depend on the image it is for, so
+            that the delta of any protected image of the class will do.
+        """
+        del job, images, labels
+        return None
+
     def gradient_images(self, images: int) -> int:
         """How many input gradients of single images `craft` will take, for time estimates."""
         del images
@@ -93,19 +114,23 @@ class Method(Component):
 
 
 @dataclass(frozen=True)
-class LinfMethod(Method):
-    """A method whose budget is an l-inf ball."""
+class BoundedMethod(Method):
+    """A method whose budget is a ball; l-inf unless a subclass says otherwise."""
+
+    norm: ClassVar[Norm] = "linf"
 
     epsilon: float = setting(8 / 255, "radius of the l∞ ball, in units of [0, 1]")
 
     @property
     def budget(self) -> Budget:
-        """The l-inf ball."""
-        return Budget("linf", self.epsilon)
+        """The ball."""
+        return Budget(self.norm, self.epsilon)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.epsilon <= 1:
+        if self.norm == "linf" and not 0 <= self.epsilon <= 1:
             raise ValueError(f"epsilon={self.epsilon:g} must lie between 0 and 1, as 8/255 does")
+        if not self.epsilon >= 0:
+            raise ValueError(f"epsilon={self.epsilon:g} must not be negative")
 
 
 def equidistant(count: int, epochs: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.budget import Budget
+from bench.budget import Budget, BudgetSum
 from bench.data import ImageDataset, chunks, portion
 from bench.seeding import stream
 
@@ -40,7 +40,7 @@ def release(
     dataset: ImageDataset,
     delta: Tensor,
     mask: Tensor,
-    budget: Budget,
+    budget: Budget | BudgetSum,
     place: Tensor | None = None,
 ) -> Released:
     """Add delta, round to 8 bits, and hold the result to the budget exactly.
@@ -76,22 +76,25 @@ def release(
     return Released(images, audit(dataset.images, images, mask, budget))
 
 
-def _refuse(delta: Tensor, budget: Budget, rows: Tensor) -> None:
+def _refuse(delta: Tensor, budget: Budget | BudgetSum, rows: Tensor) -> None:
     wrong = ~delta.isfinite().flatten(1).all(dim=1)
     if wrong.any():
         raise OverstepError(
             f"delta of {int(wrong.sum())} images, first row {int(rows[wrong][0])}, is not finite"
         )
-    size = budget.size(delta)
-    over = size > budget.epsilon * (1 + 1e-4) + 1e-6
-    if budget.norm != "none" and over.any():
+    over = budget.oversteps(delta)
+    if over.any():
+        first = delta[over][:1]
+        sizes = [f"{norm} {float(Budget(norm).size(first)):.5g}" for norm in ("linf", "l2", "l0")]
         raise OverstepError(
             f"delta of {int(over.sum())} images oversteps the budget {budget}: "
-            f"row {int(rows[over][0])} has {float(size[over][0]):.5g}"
+            f"row {int(rows[over][0])} has {', '.join(sizes)}"
         )
 
 
-def audit(clean: Tensor, released: Tensor, mask: Tensor, budget: Budget) -> dict[str, Any]:
+def audit(
+    clean: Tensor, released: Tensor, mask: Tensor, budget: Budget | BudgetSum
+) -> dict[str, Any]:
     """Measure released images against clean ones, after 8 bits.
 
     Args:

@@ -10,13 +10,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from bench.files import slugify
 from bench.record import CONTROL
-
-if TYPE_CHECKING:
-    from bench.budget import Norm
 
 Record = Mapping[str, Any]
 
@@ -90,7 +87,7 @@ class Row:
     method_label: str
     method_settings: str
     norm: str
-    epsilon: float | None
+    epsilon: float | tuple[float, ...] | None
 
     @classmethod
     def of(cls, record: Record) -> Row:
@@ -104,7 +101,7 @@ class Row:
             method_label=record["method_label"],
             method_settings=_json(record["method_settings"]),
             norm=budget.get("norm") or "none",
-            epsilon=_finite(budget.get("epsilon")),
+            epsilon=_radius(budget.get("epsilon")),
         )
 
     @property
@@ -113,7 +110,7 @@ class Row:
         place = CONTROLS.index(self.method) if self.method in CONTROLS else len(CONTROLS)
         defense = (self.defense != "none", self.defense_label, self.defense_settings)
         method = (place, self.method_label, self.method_settings)
-        return (*defense, *method, self.norm, self.epsilon or 0.0)
+        return (*defense, *method, self.norm, _tuple(self.epsilon))
 
     @property
     def budget(self) -> str:
@@ -122,9 +119,8 @@ class Row:
 
         if self.method == CONTROL:
             return ""
-        return str(
-            Budget(cast("Norm", self.norm), math.inf if self.epsilon is None else self.epsilon)
-        )
+        epsilon = list(self.epsilon) if isinstance(self.epsilon, tuple) else self.epsilon
+        return str(Budget.read({"norm": self.norm, "epsilon": epsilon}))
 
 
 @dataclass(frozen=True, order=True)
@@ -342,6 +338,13 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
-def _finite(value: float | None) -> float | None:
+def _radius(value: Any) -> float | tuple[float, ...] | None:
     """JSON has no infinity that every reader takes; no bound and an infinite one are the same."""
+    if isinstance(value, list):
+        return tuple(value)
     return None if value is None or math.isinf(value) else float(value)
+
+
+def _tuple(radius: float | tuple[float, ...] | None) -> tuple[float, ...]:
+    """Radii that can be sorted."""
+    return radius if isinstance(radius, tuple) else (radius or 0.0,)

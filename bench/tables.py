@@ -490,10 +490,17 @@ def _names(summary: Summary, row: Row, column: Column) -> dict[str, Any]:
         "defense": summary.defense_of(row)[1],
         "method": summary.method_label(row),
         "norm": row.norm,
-        "epsilon": row.epsilon,
+        "epsilon": _radius(row),
         "arch": column.arch_label,
         "width": column.width,
     }
+
+
+def _radius(row: Row) -> float | str | None:
+    """The radius for machines; several, of a sum of budgets, as "0.0314+1"."""
+    if isinstance(row.epsilon, tuple):
+        return "+".join(f"{epsilon:.4g}" for epsilon in row.epsilon)
+    return row.epsilon
 
 
 def _main_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
@@ -546,7 +553,7 @@ def _audit_numbers(summary: Summary, audits: dict[Row, dict[str, float]]) -> pd.
     import pandas as pd
 
     lines = [
-        {"method": summary.method_label(row), "norm": row.norm, "epsilon": row.epsilon, **audit}
+        {"method": summary.method_label(row), "norm": row.norm, "epsilon": _radius(row), **audit}
         for row, audit in audits.items()
     ]
     return pd.DataFrame(lines)

@@ -322,7 +322,6 @@ class Workshop:
         """The part of a record that says what was asked for."""
         method, data = cell.crafting.method, self._data
         budget = method.budget
-        radius = None if budget.norm == "none" else budget.epsilon
         return {
             "schema": record.SCHEMA,
             "key": cell.key,
@@ -331,8 +330,8 @@ class Workshop:
             "method_label": cell.labels["method"],
             "method_settings": method.settings(),
             "method_deviations": method.deviations(),
-            "budget": {"norm": budget.norm, "epsilon": radius},
-            "epsilon": radius if budget.norm == "linf" else None,
+            "budget": budget.facts(),
+            "epsilon": budget.facts()["epsilon"] if budget.norm == "linf" else None,
             "defense": cell.defense.name,
             "defense_label": cell.labels["defense"],
             "defense_settings": cell.defense.settings(),

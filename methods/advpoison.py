@@ -27,7 +27,7 @@ from bench.augment import draw_shifts, shift
 from bench.component import setting
 from bench.crafting import Crafting
 from bench.data import chunks
-from bench.method import LinfMethod, Surrogate
+from bench.method import BoundedMethod, Surrogate
 from bench.network import Network
 from bench.pgd import Iterate, input_gradient
 from bench.recipe import Recipe
@@ -41,7 +41,7 @@ SOURCE = Recipe(
 
 @METHODS.register("advpoison")
 @dataclass(frozen=True)
-class AdversarialPoison(LinfMethod):
+class AdversarialPoison(BoundedMethod):
     """Targeted adversarial examples of one surrogate, through random crops (TAP)."""
 
     paper: ClassVar[str] = "Fowl et al., Adversarial Examples Make Strong Data Poisons, 2021"

@@ -9,13 +9,13 @@ from torch import Tensor
 from bench.component import setting
 from bench.crafting import Crafting
 from bench.data import portion
-from bench.method import LinfMethod
+from bench.method import BoundedMethod
 from bench.registry import METHODS
 
 
 @METHODS.register("noise")
 @dataclass(frozen=True)
-class Noise(LinfMethod):
+class Noise(BoundedMethod):
     """Random noise inside the budget, drawn for each image.
 
     Uniform on [-epsilon, epsilon] as in *Unlearnable Examples*. SEP states its baseline only as

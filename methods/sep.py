@@ -29,7 +29,7 @@ from torch import Tensor
 
 from bench.component import setting
 from bench.crafting import Crafting
-from bench.method import LinfMethod, Surrogate, equidistant
+from bench.method import BoundedMethod, Surrogate, equidistant
 from bench.network import Network
 from bench.pgd import Iterate, input_gradient
 from bench.recipe import Recipe
@@ -38,7 +38,7 @@ from bench.registry import METHODS
 
 @METHODS.register("sep")
 @dataclass(frozen=True)
-class SelfEnsemble(LinfMethod):
+class SelfEnsemble(BoundedMethod):
     """Self-ensemble protection: targeted steps against checkpoints of one training."""
 
     paper: ClassVar[str] = "Chen et al., Self-Ensemble Protection, ICLR 2023"

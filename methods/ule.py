@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bench.component import setting
 from bench.crafting import Crafting
-from bench.method import LinfMethod
+from bench.method import BoundedMethod
 from bench.network import Network, freeze
 from bench.pgd import input_gradient
 from bench.registry import METHODS
@@ -34,7 +34,7 @@ from bench.registry import METHODS
 
 @METHODS.register("ule")
 @dataclass(frozen=True)
-class ErrorMinimising(LinfMethod):
+class ErrorMinimising(BoundedMethod):
     """Error-minimising noise, for each sample or each class, trained with its own network."""
 
     paper: ClassVar[str] = "Huang et al., Unlearnable Examples, ICLR 2021"

@@ -244,12 +244,16 @@ GRID = Budget("linf", 8 / 255)
 @pytest.mark.parametrize(
     ("budget", "value", "message"),
     [
-        (GRID, 8.1 / 255, "delta of 1 images oversteps the budget l∞ 8/255: row 3 has 0.03176"),
+        (
+            GRID,
+            8.1 / 255,
+            "delta of 1 images oversteps the budget l∞ 8/255: row 3 has linf 0.03176",
+        ),
         (GRID, math.nan, "delta of 1 images, first row 3, is not finite"),
         (GRID, math.inf, "is not finite"),
         (Budget("none"), math.nan, "is not finite"),
-        (Budget("l2", 0.5), 0.6, "oversteps the budget l2 0.5: row 3 has 0.6"),
-        (Budget("l0", 0), 0.1, "oversteps the budget l0 0: row 3 has 1"),
+        (Budget("l2", 0.5), 0.6, "oversteps the budget l2 0.5: row 3 has linf 0.6, l2 0.6"),
+        (Budget("l0", 0), 0.1, "oversteps the budget l0 0: row 3 has linf 0.1, l2 0.1, l0 1"),
     ],
 )
 def test_oversteps_are_never_released(budget: Budget, value: float, message: str) -> None:

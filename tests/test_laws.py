@@ -19,7 +19,7 @@ from bench.budget import Budget
 from bench.crafting import Crafting
 from bench.defense import Defense, one_hot
 from bench.grid import Expansion, Grid, TrainingData
-from bench.method import LinfMethod, Method, Surrogate
+from bench.method import BoundedMethod, Method, Surrogate
 from bench.network import Arch, Network
 from bench.registry import DEFENSES, METHODS
 from bench.testing import (
@@ -145,7 +145,7 @@ class TestSelfEnsemble:
 
 
 @dataclass(frozen=True)
-class Broken(LinfMethod):
+class Broken(BoundedMethod):
     """Does something it should not, which is a function from job and perturbation."""
 
     name = "broken"
