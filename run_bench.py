@@ -40,6 +40,8 @@ DEFAULTS: dict[str, Any] = {
     "seeds": "0",
     "craft_seed": 0,
     "poison_ratio": 1.0,
+    "protect_classes": "",
+    "clean_part": False,
     "holdout": 0,
     "precision": "auto",
     "device": "auto",
@@ -117,10 +119,17 @@ def parser() -> argparse.ArgumentParser:
     add("--defenses", metavar="LIST", help="training-time defenses (none)")
     add("--dataset", metavar="NAME", help="cifar10, cifar100, folder:PATH, ... (cifar10)")
     add("--recipe", metavar="NAME", help="quick, standard or paper (quick)")
-    add("--epsilon", metavar="E", help="radius for l∞ methods, such as 8/255 (their own: 8/255)")
+    add("--epsilon", metavar="LIST", help="radii for l∞ methods: 2/255,8/255 (their own: 8/255)")
     add("--seeds", metavar="LIST", help="victim seeds, such as 0,1,2 or 0-2 (0)")
     add("--craft-seed", metavar="N", help="seed of everything the protector draws (0)")
-    add("--poison-ratio", metavar="R", help="share of the training images protected (1)")
+    add("--poison-ratio", metavar="LIST", help="shares of the training images protected (1)")
+    add("--protect-classes", metavar="LIST", help="only these, such as 5-9 or cat,dog (all)")
+    add(
+        "--clean-part",
+        action="store_true",
+        default=None,
+        help="also train on the unprotected images alone",
+    )
     add("--holdout", metavar="N", help="released images kept from training and evaluated (0)")
     add("--config", metavar="FILE", help="TOML file that sets these options by their names")
     how = made.add_argument_group("how to run it")
@@ -186,16 +195,21 @@ def session_of(options: dict[str, Any], typed: dict[str, Any]) -> Session:
     from bench.session import Session
 
     epsilon = options["epsilon"]
+    clean_part = options["clean_part"]
+    if not isinstance(clean_part, bool):
+        raise UsageError(f"clean_part = {clean_part!r}: write true or false")
     grid = Grid(
         methods=str(options["methods"]),
         archs=str(options["archs"]),
         defenses=str(options["defenses"]),
         dataset=str(options["dataset"]),
         recipe=str(options["recipe"]),
-        epsilon=None if epsilon is None else _number("--epsilon", epsilon),
+        epsilon=None if epsilon is None else _numbers("--epsilon", epsilon),
         seeds=seeds(str(options["seeds"])),
         craft_seed=_whole("--craft-seed", options["craft_seed"]),
-        poison_ratio=_number("--poison-ratio", options["poison_ratio"]),
+        poison_ratio=_numbers("--poison-ratio", options["poison_ratio"]),
+        protect_classes=str(options["protect_classes"]),
+        clean_part=clean_part,
         holdout=_whole("--holdout", options["holdout"]),
         precision=str(options["precision"]),
         device=str(options["device"]),
@@ -330,11 +344,17 @@ def memory(text: str) -> int:
     return int(size)
 
 
-def _number(option: str, value: Any) -> float:
-    try:
-        return number(str(value))
-    except ValueError as error:
-        raise UsageError(f"{option}: '{value}': {error}") from None
+def _numbers(option: str, value: Any) -> tuple[float, ...]:
+    """One number or several between commas."""
+    found = []
+    for piece in filter(None, (part.strip() for part in str(value).split(","))):
+        try:
+            found.append(number(piece))
+        except ValueError as error:
+            raise UsageError(f"{option}: '{piece}': {error}") from None
+    if not found:
+        raise UsageError(f"{option}: no number given")
+    return tuple(found)
 
 
 def _folder(value: Any) -> Path:

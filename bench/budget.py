@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ class Budget:
         """What `facts` was said of."""
         norm, epsilon = facts.get("norm") or "none", facts.get("epsilon")
         if isinstance(epsilon, list):
-            return add_up(Budget(part, e) for part, e in zip(norm.split("+"), epsilon, strict=True))
+            norms = cast("list[Norm]", norm.split("+"))
+            return add_up(Budget(part, radius) for part, radius in zip(norms, epsilon, strict=True))
         return Budget(norm, math.inf if epsilon is None else epsilon)
 
     def __str__(self) -> str:

@@ -4,16 +4,19 @@ sep                          a name
 sep:checkpoints=5,steps=8    with settings
 file:PATH,epsilon=8/255      a first value without `key=` is the component's argument
 sep:surrogate=(rn18:width=0.5,depth=2),noise      brackets keep commas together
+sep-fa-vr:steps=8+ops        several in one, where their kind allows it
+sep:checkpoints=[3,5,10]     three components: a list where one value may stand
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar, Union
 
@@ -93,14 +96,24 @@ def defaults(cls: type[Component], scale: str | None = None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Spec:
-    """A component as typed: its name, its argument if any, and settings as text."""
+    """A component as typed: its name, its argument if any, and settings as text.
+
+    Attributes:
+        name: as registered; of several joined by "+", all their names.
+        argument: what stood after the name without `key=`.
+        settings: as text.
+        joined: the components that are joined into this one, or none.
+    """
 
     name: str
     argument: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    joined: tuple[Spec, ...] = ()
 
 
 _SETTING = re.compile(r"[A-Za-z_][\w-]*\s*=")
+_JOINT = re.compile(r"\+(?=\s*[a-z*?][\w*?-]*\s*(?:[:+]|$))")
+"""A plus before the name of a component; a file's name or a number may have others."""
 
 
 def parse(text: str, registry: Registry) -> list[Spec]:
@@ -111,26 +124,39 @@ def parse(text: str, registry: Registry) -> list[Spec]:
     Raises:
         UsageError: if the list is empty, malformed, or names something unknown.
     """
-    groups: list[list[str]] = []
+    groups: list[list[list[str]]] = []  # components, of which each is joined of some, in pieces
     for piece in split(text):
-        if _SETTING.match(piece):
+        first, *others = split(piece, _JOINT) if registry.joinable else [piece]
+        if _SETTING.match(first):
             if not groups:
                 raise UsageError(f"'{piece}' stands before any {registry.kind} in '{text}'")
-            groups[-1].append(piece)
+            groups[-1][-1].append(first)
         else:
-            groups.append([piece])
+            groups.append([[first]])
+        groups[-1] += [[other] for other in others]
     specs = []
-    for head, *rest in groups:
-        name, colon, first = (part.strip() for part in head.partition(":"))
-        if colon and not first:
-            raise UsageError(f"'{head}' ends after the colon; write {name}:key=value or {name}")
-        for known in registry.match(name):
-            specs.append(_spec(registry, known, [first, *rest] if colon else rest))
+    for group in groups:
+        for parts in itertools.product(*(_named(registry, pieces) for pieces in group)):
+            specs.append(parts[0] if len(parts) == 1 else _join(parts))
     if not specs:
         raise UsageError(
             f"no {registry.kind} given; choose from: {', '.join(registry.entries)}, or all"
         )
     return specs
+
+
+def _named(registry: Registry, pieces: Sequence[str]) -> list[Spec]:
+    """The components that a name or a pattern with its settings stands for."""
+    head, *rest = pieces
+    name, colon, first = (part.strip() for part in head.partition(":"))
+    if colon and not first:
+        raise UsageError(f"'{head}' ends after the colon; write {name}:key=value or {name}")
+    found = registry.match(name)
+    return [_spec(registry, known, [first, *rest] if colon else rest) for known in found]
+
+
+def _join(parts: tuple[Spec, ...]) -> Spec:
+    return Spec("+".join(part.name for part in parts), joined=parts)
 
 
 def _spec(registry: Registry, name: str, pieces: Sequence[str]) -> Spec:
@@ -162,11 +188,40 @@ def parse_one(text: str, registry: Registry) -> Spec:
     return specs[0]
 
 
-def split(text: str) -> list[str]:
-    """Cut at commas that stand outside brackets and quotes; empty pieces are dropped."""
+def variants(spec: Spec, registry: Registry) -> Iterator[Spec]:
+    """The components that a spec stands for: one for each value of a list in square brackets.
+
+    Where a setting is itself a list, `[1,2]` is one value of it and `[[1,2],[3]]` are two.
+    """
+    if spec.joined:
+        for parts in itertools.product(*(tuple(variants(s, registry)) for s in spec.joined)):
+            yield _join(parts)
+        return
+    hints = typing.get_type_hints(registry.get(spec.name))
+    choices = {key: _choices(text, hints.get(key)) for key, text in spec.settings.items()}
+    for values in itertools.product(*choices.values()):
+        yield Spec(spec.name, spec.argument, dict(zip(choices, values, strict=True)))
+
+
+def _choices(text: str, hint: Any) -> list[str]:
+    marks = ("[[", "]]") if typing.get_origin(hint) is tuple else ("[", "]")
+    swept = text.startswith(marks[0]) and text.endswith(marks[1])
+    return split(text[1:-1]) or [text] if swept else [text]
+
+
+_COMMA = re.compile(",")
+
+
+def split(text: str, at: re.Pattern[str] = _COMMA) -> list[str]:
+    """Cut at commas that stand outside brackets and quotes; empty pieces are dropped.
+
+    Args:
+        text: what to cut.
+        at: where else to cut than at commas; it matches one character.
+    """
     pieces, quote, current = [], "", ""
     closing: list[str] = []
-    for character in text:
+    for place, character in enumerate(text):
         if quote:
             quote = "" if character == quote else quote
         elif character in "'\"":
@@ -175,7 +230,7 @@ def split(text: str) -> list[str]:
             closing.append(")" if character == "(" else "]")
         elif character in ")]" and (not closing or closing.pop() != character):
             raise UsageError(f"unbalanced brackets in '{text}'")
-        if character == "," and not closing and not quote:
+        if not closing and not quote and at.match(text, place):
             pieces.append(current)
             current = ""
         else:
@@ -205,6 +260,8 @@ def build(
     Raises:
         UsageError: for an unknown setting, a value of the wrong type, or one out of range.
     """
+    if spec.joined:
+        raise UsageError(f"'{spec.name}' is several {registry.kind}s where one may stand")
     cls = registry.get(spec.name)
     hints = typing.get_type_hints(cls)
     known = [item.name for item in dataclasses.fields(cls)]

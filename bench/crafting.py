@@ -73,6 +73,10 @@ class Monitor:
             raise Stopped
 
 
+def _no_parts(number: int) -> Tensor:
+    raise LookupError(f"part {number} of a method that is no composition")
+
+
 @dataclass
 class Crafting:
     """One crafting job.
@@ -86,6 +90,8 @@ class Crafting:
         precision: in which arithmetic.
         trained: gives the checkpoints, frozen and in the order of their epochs, of the surrogate
             with that number among those that the method asked for.
+        part: gives the released images, (n, 3, h, w) uint8, of the part with that number of a
+            composition.
         scratch: folder for partial results, or None to keep none.
         monitor: told about progress.
         flop_per_gradient: work of one image's input gradient.
@@ -101,6 +107,7 @@ class Crafting:
     device: torch.device
     precision: Precision
     trained: Callable[[int], Sequence[Network]]
+    part: Callable[[int], Tensor] = _no_parts
     scratch: Path | None = None
     monitor: Monitor = field(default_factory=Monitor)
     flop_per_gradient: float = 0.0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import difflib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -11,7 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from bench.component import Component, Spec, build, canonical, parse, parse_one
+from bench.component import Component, Spec, build, canonical, parse, parse_one, split, variants
+from bench.composition import Composition, parts_of
 from bench.data import DatasetSource, ImageDataset, Splits, balanced_rows
 from bench.decoded import channel_statistics
 from bench.defense import Defense
@@ -21,8 +25,9 @@ from bench.files import slugify
 from bench.method import BoundedMethod, Method, Surrogate
 from bench.network import Arch, Precision
 from bench.recipe import Recipe
-from bench.record import CONTROL
-from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES
+from bench.record import CLEAN_PART, CONTROL
+from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES, Registry
+from bench.release import draw_mask
 from bench.store import key_of
 
 C = TypeVar("C", bound=Component)
@@ -41,10 +46,14 @@ class Grid:
         defenses: likewise.
         dataset: one data set.
         recipe: one recipe.
-        epsilon: radius for l-inf methods, in units of [0, 1]; None leaves each method's own.
+        epsilon: radii for l-inf methods, in units of [0, 1], each a row of its own; None leaves
+            each method's own.
         seeds: of the victims.
         craft_seed: of everything a protector draws.
-        poison_ratio: share of the training images that is protected.
+        poison_ratio: shares of the training images that are protected, each a table of its own.
+        protect_classes: the only classes that are protected, as typed: "5-9,cat", or "all"; empty
+            for what the data set's paper protects.
+        clean_part: whether victims are also trained on the unprotected images alone.
         holdout: released images kept from training and evaluated after every epoch.
         precision: `auto`, `fp32`, `tf32` or `bf16`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; it decides nothing but `auto` precision.
@@ -55,29 +64,39 @@ class Grid:
     defenses: str = "none"
     dataset: str = "cifar10"
     recipe: str = "quick"
-    epsilon: float | None = None
+    epsilon: tuple[float, ...] | None = None
     seeds: tuple[int, ...] = (0,)
     craft_seed: int = 0
-    poison_ratio: float = 1.0
+    poison_ratio: tuple[float, ...] = (1.0,)
+    protect_classes: str = ""
+    clean_part: bool = False
     holdout: int = 0
     precision: str = "auto"
     device: str = "auto"
 
     def __post_init__(self) -> None:
         # Equal grids must have equal keys, whether they were typed with 1, 1.0 or range(2).
-        for name, kind in (("seeds", tuple), ("poison_ratio", float), ("epsilon", float)):
+        for name, kind in (("seeds", int), ("poison_ratio", float), ("epsilon", float)):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, kind(getattr(self, name)))
+                object.__setattr__(self, name, _each(getattr(self, name), kind))
         if not self.seeds:
             raise UsageError("no seeds given; write --seeds 0 or --seeds 0,1,2")
-        if not 0 <= self.poison_ratio <= 1:
-            raise UsageError(f"poison ratio {self.poison_ratio:g} must lie between 0 and 1")
+        for ratio in self.poison_ratio:
+            if not 0 <= ratio <= 1:
+                raise UsageError(f"poison ratio {ratio:g} must lie between 0 and 1")
         if self.holdout < 0:
             raise UsageError(f"holdout {self.holdout} must not be negative")
-        if self.epsilon is not None and not 0 <= self.epsilon <= 1:
-            raise UsageError(
-                f"epsilon {self.epsilon:g} must lie between 0 and 1; write 8/255 for 8 grey levels"
-            )
+        for epsilon in self.epsilon or ():
+            if not 0 <= epsilon <= 1:
+                raise UsageError(
+                    f"epsilon {epsilon:g} must lie between 0 and 1; write 8/255 for 8 grey levels"
+                )
+
+
+def _each(values: Any, kind: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """One value or several, each once."""
+    several = values if isinstance(values, Iterable) else (values,)
+    return tuple(dict.fromkeys(map(kind, several)))
 
 
 @dataclass(frozen=True)
@@ -160,7 +179,12 @@ class SurrogateJob:
 
 @dataclass(frozen=True)
 class CraftJob:
-    """One crafted set."""
+    """One crafted set.
+
+    Attributes:
+        parts: the crafted sets that a composition is made of.
+        classes: the only classes that are protected, as indices; None for all.
+    """
 
     method: Method
     surrogates: tuple[SurrogateJob, ...]
@@ -168,11 +192,18 @@ class CraftJob:
     seed: int
     precision: Precision
     train_digest: str
+    parts: tuple[CraftJob, ...] = ()
+    classes: tuple[int, ...] | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides its bytes."""
-        return {
+        more: dict[str, Any] = {}
+        if self.parts:
+            more["parts"] = [part.identity for part in self.parts]
+        if self.classes is not None:
+            more["classes"] = list(self.classes)
+        return more | {
             "schema": SCHEMA,
             "kind": "crafted",
             "train": self.train_digest,
@@ -189,6 +220,10 @@ class CraftJob:
     def slug(self) -> str:
         """A label for people."""
         return slugify(self.method.title)
+
+    def mask(self, labels: Tensor) -> Tensor:
+        """Which of the training images, given their labels (n,), are protected; (n,) bool."""
+        return draw_mask(labels, self.poison_ratio, self.seed, self.classes)
 
 
 @dataclass(frozen=True)
@@ -256,12 +291,16 @@ class Expansion:
             grid.precision, self.recipe.precision, self.device
         )
         self.source: DatasetSource = build(DATASETS, parse_one(grid.dataset, DATASETS))
-        self.archs = self._components(parse(grid.archs, ARCHS), self._arch)
-        self.defenses = self._components(parse(grid.defenses, DEFENSES), self._defense)
+        self.archs = self._components(parse(grid.archs, ARCHS), ARCHS, self._arch)
+        self.defenses = self._components(parse(grid.defenses, DEFENSES), DEFENSES, self._defense)
         methods = [Spec(CONTROL), *parse(grid.methods, METHODS)]
-        self.methods = self._components(methods, self._method)
+        if grid.clean_part:
+            methods.insert(1, Spec(CLEAN_PART))
+        self.methods = self._components(methods, METHODS, self._method)
         if grid.epsilon is not None and not any(
-            takes_epsilon(type(method)) for _, method in self.methods
+            takes_epsilon(type(part))
+            for _, method in self.methods
+            for part in parts_of(method) or (method,)
         ):
             names = ", ".join(label for label, _ in self.methods)
             raise UsageError(f"--epsilon is given, but none of {names} has an l∞ budget")
@@ -272,9 +311,17 @@ class Expansion:
             raise UsageError(
                 f"holdout {self.grid.holdout} leaves nothing of {len(data.train)} training images"
             )
-        cells = []
-        for method_label, method in self.methods:
-            crafting = self._crafting(method, data.train.digest)
+        classes = self._protected_classes(data.train)
+        cells: dict[str, Cell] = {}
+        for ratio, (method_label, method) in itertools.product(
+            self.grid.poison_ratio, self.methods
+        ):
+            crafting = self._crafting(method, data.train.digest, ratio, classes)
+            if method.unprotected_only and bool(crafting.mask(data.train.labels).all()):
+                raise UsageError(
+                    f"{method.name} leaves no image at poison ratio {ratio:g}; "
+                    "protect fewer with --poison-ratio or --protect-classes"
+                )
             for defense_label, defense in self.defenses:
                 for arch_label, arch in self.archs:
                     labels = {
@@ -284,8 +331,8 @@ class Expansion:
                         "recipe": self.recipe_label,
                         "dataset": data.label,
                     }
-                    cells += [
-                        Cell(
+                    for seed in self.grid.seeds:
+                        cell = Cell(
                             crafting,
                             defense,
                             arch,
@@ -296,11 +343,20 @@ class Expansion:
                             data.test.digest,
                             labels,
                         )
-                        for seed in dict.fromkeys(self.grid.seeds)
-                    ]
-        return cells
+                        cells.setdefault(cell.key, cell)  # every ratio has the same control
+        return list(cells.values())
 
-    def _crafting(self, method: Method, train_digest: str) -> CraftJob:
+    def _protected_classes(self, train: ImageDataset) -> tuple[int, ...] | None:
+        """Indices of the only classes that are protected, or None for all."""
+        typed = self.grid.protect_classes or ",".join(self.source.protected_classes) or "all"
+        if typed == "all":
+            return None
+        found = sorted({index for piece in split(typed) for index in _classes(piece, train)})
+        return None if len(found) == len(train.classes) else tuple(found)
+
+    def _crafting(
+        self, method: Method, train_digest: str, ratio: float, classes: tuple[int, ...] | None
+    ) -> CraftJob:
         grid = self.grid
         jobs = tuple(
             SurrogateJob(
@@ -313,37 +369,53 @@ class Expansion:
             )
             for surrogate in method.surrogates(self.recipe)
         )
-        ratio, seed = grid.poison_ratio, grid.craft_seed
+        seed = grid.craft_seed
         if method.name == CONTROL:
-            ratio, seed = 1.0, 0  # nothing is drawn, so one control serves all
-        return CraftJob(method, jobs, ratio, seed, self.precision, train_digest)
+            ratio, seed, classes = 1.0, 0, None  # nothing is drawn, so one control serves all
+        parts = tuple(self._crafting(p, train_digest, ratio, classes) for p in parts_of(method))
+        return CraftJob(method, jobs, ratio, seed, self.precision, train_digest, parts, classes)
 
-    def _components(self, specs: list[Spec], make: Callable[[Spec], C]) -> list[tuple[str, C]]:
+    def _components(
+        self, specs: list[Spec], registry: Registry, make: Callable[[Spec], list[C]]
+    ) -> list[tuple[str, C]]:
         """Labels and components of a list, each once."""
         made: dict[str, tuple[str, C]] = {}
-        for spec in specs:
-            component = make(spec)
-            plain = make(Spec(spec.name, spec.argument))
-            made.setdefault(key_of(component.identity()), (_label(component, plain), component))
+        for spec in (one for listed in specs for one in variants(listed, registry)):
+            usual = make(_without_settings(spec))
+            for component, plain in zip(make(spec), usual, strict=True):
+                label = _label(component, plain)
+                made.setdefault(key_of(component.identity()), (label, component))
         return list(made.values())
 
-    def _arch(self, spec: Spec) -> Arch:
-        return build(ARCHS, spec, self.recipe.scale, {"width": self.recipe.width})
+    def _arch(self, spec: Spec) -> list[Arch]:
+        return [build(ARCHS, spec, self.recipe.scale, {"width": self.recipe.width})]
 
-    def _defense(self, spec: Spec) -> Defense:
-        return build(DEFENSES, spec, self.recipe.scale)
+    def _defense(self, spec: Spec) -> list[Defense]:
+        return [build(DEFENSES, spec, self.recipe.scale)]
 
-    def _method(self, spec: Spec) -> Method:
+    def _method(self, spec: Spec) -> list[Method]:
+        """The method, once for every radius in `--epsilon`."""
+        return [self._method_of(spec, epsilon) for epsilon in self.grid.epsilon or (None,)]
+
+    def _method_of(self, spec: Spec, epsilon: float | None) -> Method:
+        if spec.joined:
+            return Composition(tuple(self._method_of(part, epsilon) for part in spec.joined))
         given = {}
-        if self.grid.epsilon is not None and takes_epsilon(METHODS.get(spec.name)):
-            given["epsilon"] = self.grid.epsilon
+        if epsilon is not None and takes_epsilon(METHODS.get(spec.name)):
+            given["epsilon"] = epsilon
         method = build(METHODS, spec, self.recipe.scale, given)
-        surrogate = getattr(method, "surrogate", None)
-        if surrogate is not None:
-            # The recipe's width becomes part of the setting, so that the identity says it all.
-            arch = self._arch(parse_one(surrogate, ARCHS))
-            method = dataclasses.replace(method, surrogate=canonical(arch, ARCHS))
+        # The recipe's width becomes part of the settings, so that the identity says it all.
+        if getattr(method, "surrogate", None) is not None:
+            method = dataclasses.replace(method, surrogate=self._widened(method.surrogate))
+        if getattr(method, "ensemble", None) is not None:
+            wide = tuple(map(self._widened, method.ensemble))
+            method = dataclasses.replace(method, ensemble=wide)
         return method
+
+    def _widened(self, arch: str) -> str:
+        """An architecture as typed, with the recipe's width unless it says its own."""
+        (made,) = self._arch(parse_one(arch, ARCHS))
+        return canonical(made, ARCHS)
 
 
 def takes_epsilon(method: type) -> bool:
@@ -351,8 +423,35 @@ def takes_epsilon(method: type) -> bool:
     return issubclass(method, BoundedMethod) and method.norm == "linf"
 
 
+def _without_settings(spec: Spec) -> Spec:
+    joined = tuple(map(_without_settings, spec.joined))
+    return Spec(spec.name, spec.argument, joined=joined)
+
+
+def _classes(text: str, train: ImageDataset) -> Iterable[int]:
+    """Class indices from "3", "5-9", or a class's name."""
+    count, names = len(train.classes), train.classes
+    if text in names:
+        return [names.index(text)]
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if match is None:
+        near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
+        guess = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UsageError(
+            f"--protect-classes: no class '{text}'; {guess}write names, or numbers from 0 to "
+            f"{count - 1} as in 5-9"
+        )
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not first <= last < count:
+        raise UsageError(f"--protect-classes: '{text}' does not lie within 0 to {count - 1}")
+    return range(first, last + 1)
+
+
 def _label(component: Component, plain: Component) -> str:
     """The title, with the settings that differ from those of the bare name."""
+    if isinstance(component, Composition) and isinstance(plain, Composition):
+        pairs = zip(component.parts, plain.parts, strict=True)
+        return Composition.joint.join(_label(part, usual) for part, usual in pairs)
     usual = plain.settings()
     changed = {k: v for k, v in component.settings().items() if usual.get(k) != v}
     text = ",".join(f"{key}={_short(value)}" for key, value in changed.items())

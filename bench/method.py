@@ -44,6 +44,8 @@ class Method(Component):
     method whose budget is an l-inf ball; others keep a budget of their own.
     """
 
+    unprotected_only: ClassVar[bool] = False
+    """Whether victims are trained on the unprotected images alone: a control, not a protection."""
     overwrites: ClassVar[bool] = False
     """Whether it sets pixels rather than adding to them. Composed with other methods it then has
     the last word on the pixels that it changes in any image of a class."""

@@ -128,12 +128,22 @@ class _Planner:
         self._seen[key] = missing
         if missing:
             job.method.check(self._data.train, self._data.rows, self._data.total)
-            needs = frozenset(k for s in job.surrogates if (k := self._surrogate(s)))
+            needs = {k for s in job.surrogates if (k := self._surrogate(s))}
+            for part in job.parts:
+                if self._craft(part, part.method.title):
+                    needs.add(key_of(part.identity))
             images = round(len(self._data.train) * job.poison_ratio)
             work = job.method.gradient_images(images) * self._cost.of_gradient(job.method)[0]
             size = self._data.train.images.numel()
             self.tasks[key] = Task(
-                key, "craft", title, job, work, size, needs, temporary=(4 + 1) * size
+                key,
+                "craft",
+                title,
+                job,
+                work,
+                size,
+                frozenset(needs),
+                temporary=(4 + 1) * size,
             )
         return missing
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 CONTROL = "clean"
 """The method that every grid contains and every other is compared with."""
+CLEAN_PART = "clean-part"
+"""The control of a partial protection: its victims are trained on the unprotected images alone."""
 
 FIELDS: dict[str, tuple[type, ...]] = {
     # What was asked for. `identity` is the whole of it, and `key` its SHA-256.
@@ -73,7 +75,8 @@ FIELDS: dict[str, tuple[type, ...]] = {
 
 `status` is "done" or "failed"; `error` the traceback of a failed cell. `curve` has a row an epoch
 with `epoch`, `lr`, `train_loss`, `train_acc`, `test_acc`, and `holdout_acc` when images were held
-out; `test_acc` of the last row is over all test images. `confusion[i][j]` counts clean test images
+out; `test_acc` of the last row is over all test images. `protected_classes`, if there, are the
+indices of the only classes that are protected. `confusion[i][j]` counts clean test images
 of class i predicted as j. `budget` is {"norm", "epsilon"}; `epsilon` repeats it for l-inf methods.
 `seconds` and `core_seconds` are the victim's training. `peak_memory` is in bytes, of the cell on a
 GPU, and on a CPU of its process since that began.

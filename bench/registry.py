@@ -43,6 +43,8 @@ class Entry:
     summary: str
     argument: str | None
     """The setting that may follow the name without `key=`, as the path in `file:PATH`."""
+    in_all: bool
+    """Whether `all` and globs stand for it, too."""
     file: Path
     line: int
     module: str | None
@@ -62,21 +64,27 @@ class Registry:
         kind: what one of them is called in messages, such as "method".
         variable: the name of this object in source code, by which decorators are recognised.
         package: dotted name of the package whose files are searched.
+        joinable: whether several joined by "+" make one.
     """
 
-    def __init__(self, kind: str, variable: str, package: str) -> None:
+    def __init__(self, kind: str, variable: str, package: str, *, joinable: bool = False) -> None:
         self.kind, self.variable, self.package = kind, variable, package
+        self.joinable = joinable
         self._classes: dict[str, type] = {}
         self.plugins: list[Path] = []
 
-    def register(self, name: str, *, argument: str | None = None) -> Callable[[T], T]:
+    def register(
+        self, name: str, *, argument: str | None = None, in_all: bool = True
+    ) -> Callable[[T], T]:
         """Class decorator: make the class known under `name`.
 
         Args:
             name: lower case with hyphens, as typed on the command line.
             argument: the setting that may follow the name without `key=`.
+            in_all: whether `all` and globs stand for it, too; they never do for those that need
+                an argument.
         """
-        del argument  # read from the source, so that it is known before the import
+        del argument, in_all  # read from the source, so that they are known before the import
 
         def decorate(cls: T) -> T:
             known = self._classes.get(name)
@@ -131,11 +139,12 @@ class Registry:
     def match(self, pattern: str) -> list[str]:
         """Names that a pattern stands for: `all`, a glob, or one name.
 
-        Components that need an argument, such as `file:PATH`, are never matched by a pattern.
+        Patterns match neither components that need an argument, such as `file:PATH`, nor those
+        that only make sense when asked for.
         """
         if pattern != "all" and not any(character in pattern for character in "*?["):
             return [self.entry(pattern).name]
-        plain = [name for name, entry in self.entries.items() if entry.argument is None]
+        plain = [name for name, entry in self.entries.items() if entry.in_all]
         names = plain if pattern == "all" else fnmatch.filter(plain, pattern)
         if not names:
             raise UsageError(
@@ -215,7 +224,8 @@ class Registry:
                     ) from None
                 summary = (ast.get_docstring(node) or "").partition("\n")[0]
                 argument = keywords.get("argument")
-                entries.append(Entry(name, summary, argument, file, call.lineno, module))
+                in_all = argument is None and keywords.get("in_all", True)
+                entries.append(Entry(name, summary, argument, in_all, file, call.lineno, module))
         return entries
 
 
@@ -249,7 +259,7 @@ def _import(entry: Entry) -> ModuleType:
     return module
 
 
-METHODS = Registry("method", "METHODS", "methods")
+METHODS = Registry("method", "METHODS", "methods", joinable=True)
 DEFENSES = Registry("defense", "DEFENSES", "defenses")
 ARCHS = Registry("architecture", "ARCHS", "bench.archs")
 DATASETS = Registry("dataset", "DATASETS", "bench.datasets")

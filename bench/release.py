@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,11 +29,25 @@ class Released(NamedTuple):
     audit: dict[str, Any]
 
 
-def draw_mask(count: int, poison_ratio: float, craft_seed: int) -> Tensor:
-    """Which images are protected, (count,) bool; a larger ratio protects a superset."""
-    order = torch.randperm(count, generator=stream(craft_seed, "mask"))
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[order[: round(count * poison_ratio)]] = True
+def draw_mask(
+    labels: Tensor, poison_ratio: float, craft_seed: int, classes: Sequence[int] | None = None
+) -> Tensor:
+    """Which images are protected; a larger ratio protects a superset.
+
+    Args:
+        labels: (n,) int64.
+        poison_ratio: share of them, or of those in the given classes.
+        craft_seed: of the draw.
+        classes: only images of these are protected; None means all.
+
+    Returns:
+        (n,) bool.
+    """
+    order = torch.randperm(len(labels), generator=stream(craft_seed, "mask"))
+    if classes is not None:
+        order = order[torch.isin(labels[order], torch.tensor(classes, dtype=torch.int64))]
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    mask[order[: round(len(order) * poison_ratio)]] = True
     return mask
 
 

@@ -96,7 +96,7 @@ class Session:
         for name in ("results", "store", "data"):
             values[name] = Path(values[name])
         values["plugins"] = tuple(values["plugins"])
-        return cls(grid=Grid(**{**grid, "seeds": tuple(grid["seeds"])}), **values)
+        return cls(grid=Grid(**grid), **values)
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ class Opened:
         found: dict[str, Job] = {}
         for cell in self.cells:
             found[cell.key] = cell
-            found[key_of(cell.crafting.identity)] = cell.crafting
-            found |= {key_of(job.identity): job for job in cell.crafting.surrogates}
+            for crafting in (*cell.crafting.parts, cell.crafting):
+                found[key_of(crafting.identity)] = crafting
+                found |= {key_of(job.identity): job for job in crafting.surrogates}
         return found
 
 

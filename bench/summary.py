@@ -13,11 +13,11 @@ from fractions import Fraction
 from typing import Any
 
 from bench.files import slugify
-from bench.record import CONTROL
+from bench.record import CLEAN_PART, CONTROL
 
 Record = Mapping[str, Any]
 
-CONTROLS = (CONTROL, "sham", "noise")
+CONTROLS = (CONTROL, CLEAN_PART, "sham", "noise")
 """Methods that stand first in tables and plots, in this order; the others follow by name."""
 
 PAPER_EPOCHS = 120
@@ -46,11 +46,14 @@ class Context:
     holdout: int
     poison_ratio: float
     craft_seed: int
+    protected_classes: tuple[int, ...] = ()
+    """The only classes that are protected; none stand for all."""
 
     @classmethod
     def of(cls, record: Record) -> Context:
         """The context that a record belongs to."""
-        values = {name: record[name] for name in cls.__dataclass_fields__}
+        values = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        values["protected_classes"] = tuple(record.get("protected_classes", ()))
         values["recipe_settings"] = _json(record["recipe_settings"])
         values["poison_ratio"] = float(record["poison_ratio"])
         return cls(**values)
@@ -63,16 +66,22 @@ class Context:
     @property
     def training(self) -> Context:
         """The part that matters to the control, which is not crafted and has nothing to mix."""
-        return replace(self, poison_ratio=1.0, craft_seed=0)
+        return replace(self, poison_ratio=1.0, craft_seed=0, protected_classes=())
 
     @property
     def slug(self) -> str:
         """A file name for people, with six digits of a hash against collisions."""
         parts = [self.dataset, self.recipe_label, self.train_images, self.precision]
         parts += [f"ratio{self.poison_ratio:g}"] if self.poison_ratio != 1 else []
+        classes = "-".join(map(str, self.protected_classes[:12]))
+        parts += [f"classes{classes}"] if classes else []
         parts += [f"holdout{self.holdout}"] if self.holdout else []
         parts += [f"craft{self.craft_seed}"] if self.craft_seed else []
-        digest = hashlib.sha256(repr(self).encode()).hexdigest()[:6]
+        # Classes were added later: without them a context keeps its file names.
+        told = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        told |= {} if classes else {"protected_classes": None}
+        said = ", ".join(f"{k}={v!r}" for k, v in told.items() if v is not None)
+        digest = hashlib.sha256(f"Context({said})".encode()).hexdigest()[:6]
         return f"{slugify('-'.join(map(str, parts)))}-{digest}"
 
 

@@ -268,6 +268,7 @@ def scale(summary: Summary) -> list[str]:
         context.precision,
         f"crafting seed {context.craft_seed}",
         *([f"poison ratio {context.poison_ratio:g}"] if context.poison_ratio != 1 else []),
+        *_protected(summary),
         *([f"{context.holdout} images held out"] if context.holdout else []),
         *_only_defense(summary),
         *_common_epsilon(summary),
@@ -295,6 +296,16 @@ def _only_defense(summary: Summary) -> list[str]:
     if others:
         return []
     return ["no defense" if name == "none" else f"defense {label}"]
+
+
+def _protected(summary: Summary) -> list[str]:
+    """The only classes that are protected, by name."""
+    chosen = summary.context.protected_classes
+    if not chosen:
+        return []
+    classes = next((r["classes"] for r in summary.records), [])
+    names = [str(classes[index]) if index < len(classes) else str(index) for index in chosen]
+    return [f"protected classes {', '.join(names)}"]
 
 
 def is_small(summary: Summary) -> bool:

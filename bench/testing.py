@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from bench.component import Component, build, canonical, parse_one
+from bench.composition import parts_of
 from bench.crafting import Crafting, Monitor
 from bench.data import ImageDataset, Places, Splits, to_unit
 from bench.defense import Defense, Step
@@ -155,15 +156,18 @@ def crafting_job(
     def trained(number: int) -> Sequence[Network]:
         return checkpoints(surrogates[number], dataset, recipe or small_recipe(), craft_seed)
 
+    def part(number: int) -> Tensor:
+        return craft(parts_of(method)[number], dataset, craft_seed, poison_ratio, recipe).images
+
     return Crafting(
         dataset=dataset,
         rows=torch.arange(len(dataset)),
-        mask=draw_mask(len(dataset), poison_ratio, craft_seed),
+        mask=draw_mask(dataset.labels, poison_ratio, craft_seed),
         seed=craft_seed,
         device=CPU,
         precision="fp32",
         trained=trained,
-        **more,
+        **{"part": part, **more},
     )
 
 

@@ -27,7 +27,7 @@ from bench.files import load_tensors, map_member, save_tensors, unnamed_array, w
 from bench.grid import Cell, CraftJob, SurrogateJob, held_out
 from bench.network import Network, Precision, freeze
 from bench.plan import PASSES_PER_TRAINING_STEP, CostTable, Job, artifact_of
-from bench.release import draw_mask, release
+from bench.release import release
 from bench.samples import sample_file, write_sample
 from bench.session import Opened, Session
 from bench.store import Artifact
@@ -151,7 +151,8 @@ class Workshop:
             if artifact.manifest() is not None:
                 return "was in the store"
             clock = Clock(artifact)
-            mask = draw_mask(len(train), job.poison_ratio, job.seed)
+            mask = job.mask(train.labels)
+            parts = [artifact_of(self._store, part) for part in job.parts]
             operations, size = self._cost.of_gradient(job.method, job.precision)
             crafting = Crafting(
                 dataset=train,
@@ -161,6 +162,7 @@ class Workshop:
                 device=self._device,
                 precision=job.precision,
                 trained=lambda number: self._trained(job.surrogates[number], job.precision),
+                part=lambda number: self._released(parts[number]).images,
                 scratch=artifact.partial,
                 monitor=_Timed(self._monitor, clock),
                 flop_per_gradient=operations,
@@ -181,10 +183,13 @@ class Workshop:
                     rows=self._data.rows.numpy(),
                 )
 
+            spent = {"gradient_images": crafting.gradient_images, **clock.read()}
+            for part in parts:
+                facts = self._facts(part)
+                spent = {key: value + facts[key] for key, value in spent.items()}
             facts = {
                 "audit": released.audit,
-                "gradient_images": crafting.gradient_images,
-                **clock.read(),
+                **spent,
                 **provenance(self._device, self._commit),
             }
             artifact.publish({"released.npz": write}, facts)
@@ -197,11 +202,11 @@ class Workshop:
             if record.is_done(self._results, cell.key):
                 return "was recorded"
             clock = Clock(working)
-            facts = (crafted.manifest() or {}).get("facts")
-            if facts is None:
-                raise RuntimeError(f"{crafted.folder} is damaged; the next call makes it again")
+            facts = self._facts(crafted)
             released = self._released(crafted)
             self._keep_sample(cell, crafted, released)
+            if cell.crafting.method.unprotected_only:
+                released = released.subset((~cell.crafting.mask(released.labels)).nonzero()[:, 0])
             rows, out = held_out(len(released), cell.holdout, cell.seed)
             if cell.holdout:
                 released, held = released.subset(rows), released.subset(out)
@@ -285,6 +290,13 @@ class Workshop:
                 self._monitor.safe_point(partial(save, training))
         return curve, counts
 
+    def _facts(self, crafted: Artifact) -> dict[str, Any]:
+        """What was measured when a set was crafted."""
+        manifest = crafted.manifest()
+        if manifest is None:
+            raise RuntimeError(f"{crafted.folder} is damaged; the next call makes it again")
+        return manifest["facts"]
+
     def _released(self, crafted: Artifact) -> ImageDataset:
         """The dataset that a victim may see."""
         images = map_member(crafted.folder / "released.npz", "images")
@@ -293,8 +305,8 @@ class Workshop:
     def _keep_sample(self, cell: Cell, crafted: Artifact, released: ImageDataset) -> None:
         """A few images beside the record, for reports."""
         file = sample_file(self._results, cell.crafting.slug, crafted.key)
-        mask = draw_mask(len(released), cell.crafting.poison_ratio, cell.crafting.seed)
         train = self._data.train
+        mask = cell.crafting.mask(train.labels)
         write_sample(file, train.images, released.images, train.labels, mask)
 
     def failed(self, cell: Cell, error: str) -> None:
@@ -320,7 +332,7 @@ class Workshop:
 
     def describe(self, cell: Cell) -> dict[str, Any]:
         """The part of a record that says what was asked for."""
-        method, data = cell.crafting.method, self._data
+        method, classes, data = cell.crafting.method, cell.crafting.classes, self._data
         budget = method.budget
         return {
             "schema": record.SCHEMA,
@@ -349,6 +361,7 @@ class Workshop:
             "recipe_settings": cell.recipe.settings(),
             "precision": cell.precision,
             "poison_ratio": cell.crafting.poison_ratio,
+            **({"protected_classes": list(classes)} if classes is not None else {}),
             "holdout": cell.holdout,
             "seed": cell.seed,
             "craft_seed": cell.crafting.seed,

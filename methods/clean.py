@@ -1,6 +1,7 @@
 """The control that every protected training is compared with."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,18 @@ class Clean(Method):
     def craft(self, job: Crafting) -> Tensor:
         """No perturbation."""
         return job.blank()
+
+
+@METHODS.register("clean-part", in_all=False)
+@dataclass(frozen=True)
+class CleanPart(Clean):
+    """A control of partial protection: train on the unprotected images alone.
+
+    What the protected images add to it, or take from it, is what their trainer learns from them.
+    It needs a poison ratio below 1, or classes that are not protected.
+    """
+
+    unprotected_only: ClassVar[bool] = True
 
 
 @METHODS.register("sham")

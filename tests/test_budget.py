@@ -288,12 +288,17 @@ def test_round_off_of_float32_is_no_overstep() -> None:
 def test_a_larger_ratio_protects_a_superset(
     count: int, one: float, other: float, seed: int
 ) -> None:
-    fewer, more = (draw_mask(count, ratio, seed) for ratio in sorted((one, other)))
+    fewer, more = (
+        draw_mask(torch.zeros(count, dtype=torch.int64), ratio, seed)
+        for ratio in sorted((one, other))
+    )
     assert not (fewer & ~more).any()
     assert int(more.sum()) == round(count * max(one, other))
 
 
 def test_mask_depends_on_the_craft_seed() -> None:
-    assert not draw_mask(100, 0.5, 0).equal(draw_mask(100, 0.5, 1))
-    assert draw_mask(100, 1.0, 0).all()
-    assert not draw_mask(100, 0.0, 0).any()
+    assert not draw_mask(torch.zeros(100, dtype=torch.int64), 0.5, 0).equal(
+        draw_mask(torch.zeros(100, dtype=torch.int64), 0.5, 1)
+    )
+    assert draw_mask(torch.zeros(100, dtype=torch.int64), 1.0, 0).all()
+    assert not draw_mask(torch.zeros(100, dtype=torch.int64), 0.0, 0).any()

@@ -403,7 +403,7 @@ def test_set_for_another_data_set_ends_the_run_before_anything_is_trained(
 
 
 def test_mask_of_a_run_leaves_the_rest_clean(save: Any) -> None:
-    mask = draw_mask(len(WHOLE), 0.5, 0)
+    mask = draw_mask(WHOLE.labels, 0.5, 0)
     made = method(save(**ONE))
     job = Crafting(WHOLE, torch.arange(40), mask, 0, torch.device("cpu"), "fp32", lambda n: [])
     released = release(WHOLE, made.craft(job), mask, made.budget)

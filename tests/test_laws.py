@@ -37,6 +37,7 @@ from bench.testing import (
 METHOD_CASES = {
     "advpoison": ("advpoison:steps=2,batch=16", "advpoison:steps=1,restarts=2,batch=20"),
     "clean": ("clean",),
+    "clean-part": ("clean-part",),
     "cuda": ("cuda", "cuda:kernel=5,quantize=truncate"),
     "file": ("file:PATH", "file:PATH,epsilon=3/255"),
     "noise": ("noise", "noise:law=gaussian", "noise:per=class", "noise:epsilon=0.02"),
@@ -100,7 +101,17 @@ class TestTestImages:
     def test_crafting_has_none(self) -> None:
         fields = {item.name for item in dataclasses.fields(Crafting)}
         assert fields == {
-            *("dataset", "rows", "mask", "seed", "device", "precision", "trained", "scratch"),
+            *(
+                "dataset",
+                "rows",
+                "mask",
+                "seed",
+                "device",
+                "precision",
+                "trained",
+                "part",
+                "scratch",
+            ),
             *("monitor", "flop_per_gradient", "bytes_per_gradient", "memory", "gradient_images"),
         }
 

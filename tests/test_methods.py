@@ -466,7 +466,9 @@ def test_gradients_taken_are_those_announced(
     for module in (sep, advpoison, ule):
         monkeypatch.setattr(module, "input_gradient", counted)
     made = method(f"{text},surrogate=({ARCH})")
-    crafting = job([network(number) for number in range(nets)], mask=draw_mask(24, 0.75, 0))
+    crafting = job(
+        [network(number) for number in range(nets)], mask=draw_mask(TINY.labels, 0.75, 0)
+    )
     made.craft(crafting)
     assert crafting.gradient_images == taken
     if "per=class" in text:  # short last batches are dropped: an estimate from above
@@ -549,7 +551,7 @@ def test_crafting_is_rounds_of_training_and_noise() -> None:
 
 
 def test_sample_wise_batches_run_on_in_file_order() -> None:
-    state = Alternation(job(mask=draw_mask(24, 0.75, 0)), method(ULE))
+    state = Alternation(job(mask=draw_mask(TINY.labels, 0.75, 0)), method(ULE))
     places = [state._next_batch().tolist() for _ in range(5)]
     assert places == [list(range(10)), list(range(10, 18))] * 2 + [list(range(10))]
 
@@ -659,7 +661,7 @@ def test_chunks_that_are_done_are_not_done_again(tmp_path: Path) -> None:
         crafting.spend(len(labels))
         return images / 255 * (number + 1)
 
-    mask = draw_mask(24, 0.9, 0)
+    mask = draw_mask(TINY.labels, 0.9, 0)
     crafting = job(mask=mask)
     whole = crafting.each_chunk(perturb, 5)
     assert whole[~mask].eq(0).all()

@@ -1,0 +1,122 @@
+"""Several methods in one: `a+b` lays the perturbations of both over the clean images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bench.budget import Budget, BudgetSum, add_up
+from bench.component import setting
+from bench.crafting import Crafting
+from bench.data import ImageDataset, chunks, portion
+from bench.method import Method
+
+
+@dataclass(frozen=True)
+class Composition(Method):
+    """Perturbations that are crafted on the clean images independently, and added.
+
+    Every part is crafted and released as if it stood alone, so that its 8-bit images are shared
+    with a run of that part; then in the order of the parts
+
+        x' = clip(x + delta_1 + delta_2 + ...)
+
+    except that a part that sets pixels (`Method.overwrites`) sets them, whatever lies below: as
+    SEP's Table 3 mixes l-inf with l2 and with a pixel. The budget is the sum of the budgets.
+    """
+
+    joint: ClassVar[str] = "+"
+
+    parts: tuple[Method, ...] = setting((), "the methods, in the order in which they are laid")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.joint.join(part.name for part in self.parts))
+
+    @property
+    def title(self) -> str:
+        """The titles of the parts."""
+        return self.joint.join(part.title for part in self.parts)
+
+    @property
+    def budget(self) -> Budget | BudgetSum:
+        """The sum of the parts' budgets."""
+        return add_up(ball for part in self.parts for ball in part.budget.parts)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of every part, each behind the name of its part."""
+        return self._of_parts(lambda part: part.settings())
+
+    def deviations(self) -> dict[str, list[Any]]:
+        """Likewise what differs from the papers' values."""
+        return self._of_parts(lambda part: part.deviations())
+
+    def identity(self) -> dict[str, Any]:
+        """What the parts are, and how they are put together."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "parts": [part.identity() for part in self.parts],
+            "settings": {},
+        }
+
+    def craft(self, job: Crafting) -> Tensor:
+        """The sum, in whole grey levels."""
+        clean = job.dataset
+        layers = [job.part(number) for number in range(len(self.parts))]
+        set_pixels = [
+            changed_pixels(clean, layer, job.mask) if part.overwrites else None
+            for part, layer in zip(self.parts, layers, strict=True)
+        ]
+        delta = job.blank()
+        for rows in chunks(job.mask.nonzero().flatten(), portion(delta)):
+            below, labels = clean.images[rows].to(torch.int16), clean.labels[rows]
+            levels = torch.zeros_like(below)
+            for layer, pixels in zip(layers, set_pixels, strict=True):
+                own = layer[rows].to(torch.int16) - below
+                if pixels is None:
+                    levels += own
+                else:
+                    levels = torch.where(pixels[labels][:, None], own, levels)
+            # What leaves the valid range is cut off here: it would count against the budget.
+            levels = (below + levels).clamp(0, 255) - below
+            delta[rows] = levels.float() / 255
+        return delta
+
+    def _of_parts(self, facts: Any) -> dict[str, Any]:
+        names = [part.name for part in self.parts]
+        found = {}
+        for place, part in enumerate(self.parts):
+            again = names[:place].count(part.name)
+            name = f"{part.name}({again + 1})" if again else part.name
+            found |= {f"{name}.{key}": value for key, value in facts(part).items()}
+        return found
+
+
+def parts_of(method: Method) -> Sequence[Method]:
+    """The methods that one is composed of; none for a method of its own."""
+    return method.parts if isinstance(method, Composition) else ()
+
+
+def changed_pixels(clean: ImageDataset, released: Tensor, mask: Tensor) -> Tensor:
+    """Which pixels are changed in any protected image of each class.
+
+    An image whose pixel had the wanted colour already is not changed there, hence the class.
+
+    Args:
+        clean: the clean images.
+        released: (n, 3, h, w) uint8.
+        mask: (n,) bool.
+
+    Returns:
+        (classes, h, w) bool.
+    """
+    changed = torch.zeros(len(clean.classes), *clean.image_size, dtype=torch.bool)
+    for label in range(len(clean.classes)):
+        members = (mask & (clean.labels == label)).nonzero().flatten()
+        for rows in chunks(members, portion(clean.images)):
+            changed[label] |= released[rows].ne(clean.images[rows]).any(1).any(0)
+    return changed
