@@ -92,6 +92,11 @@ class Method(Component):
         """
         raise NotImplementedError
 
+    def differentiates(self) -> tuple[str, ...]:
+        """The architectures through which `craft` takes gradients, equally often each."""
+        surrogate = getattr(self, "surrogate", None)
+        return tuple(getattr(self, "ensemble", ())) or ((surrogate,) if surrogate else ())
+
     def imprint(self, job: Crafting, images: Tensor, labels: Tensor) -> Tensor | None:
         """Put the shortcuts of given classes on images that were never protected.
 

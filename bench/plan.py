@@ -114,7 +114,7 @@ class _Planner:
         forward = self._cost(cell.arch)
         images = (len(data.train) - cell.holdout) * recipe.epochs
         curve = min(recipe.curve_images or len(data.test), len(data.test)) + cell.holdout
-        tested = curve * (recipe.epochs - 1) + len(data.test) + cell.holdout
+        tested = curve * (recipe.epochs - 1) + len(data.test) + cell.holdout + 2 * curve
         work = forward * (PASSES_PER_TRAINING_STEP * images * cell.defense.cost() + tested)
         self.tasks[cell.key] = Task(cell.key, "victim", cell.title, cell, work, 0, needs)
 
@@ -202,17 +202,18 @@ class CostTable:
         return self.of(arch).forward
 
     def of_gradient(self, method: Method, precision: Precision = "fp32") -> tuple[float, float]:
-        """Operations and bytes of one image's input gradient through a method's surrogate.
+        """Operations and bytes of one image's input gradient through a method's networks.
 
-        Zeros if it has none.
+        The mean of the operations, the most of the bytes; zeros if it has none.
         """
-        surrogate = getattr(method, "surrogate", None)
-        if surrogate is None:
+        archs = [build(ARCHS, parse_one(text, ARCHS)) for text in method.differentiates()]
+        if not archs:
             return 0.0, 0.0
-        cost = self.of(build(ARCHS, parse_one(surrogate, ARCHS)))
+        costs = [self.of(arch) for arch in archs]
         # As much again for gradients and for what convolutions need to work in.
-        size = 2 * cost.saved * (2 if precision == "bf16" else 4)
-        return PASSES_PER_GRADIENT * cost.forward, size
+        size = 2 * max(c.saved for c in costs) * (2 if precision == "bf16" else 4)
+        forward = sum(c.forward for c in costs) / len(costs)
+        return PASSES_PER_GRADIENT * forward, size
 
     def of(self, arch: Arch) -> Cost:
         """All that is known of it."""

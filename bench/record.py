@@ -76,7 +76,10 @@ FIELDS: dict[str, tuple[type, ...]] = {
 `status` is "done" or "failed"; `error` the traceback of a failed cell. `curve` has a row an epoch
 with `epoch`, `lr`, `train_loss`, `train_acc`, `test_acc`, and `holdout_acc` when images were held
 out; `test_acc` of the last row is over all test images. `protected_classes`, if there, are the
-indices of the only classes that are protected. `confusion[i][j]` counts clean test images
+indices of the only classes that are protected. `shortcut`, if there, is measured on the test
+images of the curve: accuracy where each carries its own class's perturbation (`own_acc`), accuracy
+where it carries that of class y + 1 (`next_acc`), and how many of the latter are taken for that
+class (`next_followed`). `confusion[i][j]` counts clean test images
 of class i predicted as j. `budget` is {"norm", "epsilon"}; `epsilon` repeats it for l-inf methods.
 `seconds` and `core_seconds` are the victim's training. `peak_memory` is in bytes, of the cell on a
 GPU, and on a CPU of its process since that began.

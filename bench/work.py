@@ -25,6 +25,7 @@ from bench.defense import Defense
 from bench.device import describe, peak_memory, reset_peak_memory, total_memory
 from bench.files import load_tensors, map_member, save_tensors, unnamed_array, write_text
 from bench.grid import Cell, CraftJob, SurrogateJob, held_out
+from bench.imprint import imprinted
 from bench.network import Network, Precision, freeze
 from bench.plan import PASSES_PER_TRAINING_STEP, CostTable, Job, artifact_of
 from bench.release import release
@@ -151,24 +152,10 @@ class Workshop:
             if artifact.manifest() is not None:
                 return "was in the store"
             clock = Clock(artifact)
-            mask = job.mask(train.labels)
-            parts = [artifact_of(self._store, part) for part in job.parts]
-            operations, size = self._cost.of_gradient(job.method, job.precision)
-            crafting = Crafting(
-                dataset=train,
-                rows=self._data.rows,
-                mask=mask,
-                seed=job.seed,
-                device=self._device,
-                precision=job.precision,
-                trained=lambda number: self._trained(job.surrogates[number], job.precision),
-                part=lambda number: self._released(parts[number]).images,
-                scratch=artifact.partial,
-                monitor=_Timed(self._monitor, clock),
-                flop_per_gradient=operations,
-                bytes_per_gradient=size,
-                memory=self._memory,
-            )
+            crafting = self._crafting(job)
+            crafting.scratch = artifact.partial
+            crafting.monitor = _Timed(self._monitor, clock)
+            mask = crafting.mask
             delta = job.method.craft(crafting)
             place = unnamed_array(artifact.partial, tuple(train.images.shape), "uint8")
             released = release(train, delta, mask, job.method.budget, torch.from_numpy(place))
@@ -184,8 +171,8 @@ class Workshop:
                 )
 
             spent = {"gradient_images": crafting.gradient_images, **clock.read()}
-            for part in parts:
-                facts = self._facts(part)
+            for part in job.parts:
+                facts = self._facts(artifact_of(self._store, part))
                 spent = {key: value + facts[key] for key, value in spent.items()}
             facts = {
                 "audit": released.audit,
@@ -194,6 +181,24 @@ class Workshop:
             }
             artifact.publish({"released.npz": write}, facts)
         return f"l∞ {released.audit['max_levels']}/255"
+
+    def _crafting(self, job: CraftJob) -> Crafting:
+        """What a method works with."""
+        train = self._data.train
+        operations, size = self._cost.of_gradient(job.method, job.precision)
+        return Crafting(
+            dataset=train,
+            rows=self._data.rows,
+            mask=job.mask(train.labels),
+            seed=job.seed,
+            device=self._device,
+            precision=job.precision,
+            trained=lambda number: self._trained(job.surrogates[number], job.precision),
+            part=lambda n: self._released(artifact_of(self._store, job.parts[n])).images,
+            flop_per_gradient=operations,
+            bytes_per_gradient=size,
+            memory=self._memory,
+        )
 
     def _train_victim(self, cell: Cell) -> str:
         crafted = artifact_of(self._store, cell.crafting)
@@ -226,7 +231,7 @@ class Workshop:
                     self._memory,
                 )
 
-            curve, counts = self._curve(cell, begin, held, working, clock)
+            curve, counts, training = self._curve(cell, begin, held, working, clock)
             final = curve[-1]
             made = {
                 **self.describe(cell),
@@ -237,6 +242,7 @@ class Workshop:
                 "final_train_acc": final["train_acc"],
                 "curve": curve,
                 "confusion": counts.tolist(),
+                "shortcut": self._shortcut(cell, training, crafted),
                 "audit": facts["audit"],
                 "crafted_key": crafted.key,
                 "crafting_gradient_images": facts["gradient_images"],
@@ -256,8 +262,8 @@ class Workshop:
         held: ImageDataset | None,
         working: Artifact,
         clock: Clock,
-    ) -> tuple[list[dict[str, Any]], torch.Tensor]:
-        """Train to the end; a row an epoch, and the confusion counts after the last."""
+    ) -> tuple[list[dict[str, Any]], torch.Tensor, Training]:
+        """Train to the end; a row an epoch, the last confusion counts, and what was trained."""
         recipe, forward = cell.recipe, self._cost(cell.arch)
         checkpoint = working.partial / "training.pt"
         per_image = PASSES_PER_TRAINING_STEP * forward * cell.defense.cost()
@@ -288,7 +294,32 @@ class Workshop:
             curve.append(_finite(row))
             if not last:
                 self._monitor.safe_point(partial(save, training))
-        return curve, counts
+        return curve, counts, training
+
+    def _shortcut(
+        self, cell: Cell, training: Training, crafted: Artifact
+    ) -> dict[str, float] | None:
+        """How the victim takes test images that carry a class's perturbation; see `record`."""
+        method = cell.crafting.method
+        balls = method.budget.parts
+        if all(ball.epsilon == 0 for ball in balls):
+            return None
+        test = self._data.test_for_curve(cell.recipe.curve_images)
+        released, job = self._released(crafted).images, self._crafting(cell.crafting)
+        counts = []
+        for shift in (0, 1):
+            marked = imprinted(method, job, released, test, shift)
+            if marked is None:
+                return None
+            counts.append(training.confusion(marked))
+            self._monitor.advance(self._cost(cell.arch) * len(marked))
+        own, other = counts
+        followed = int(other.diagonal(1).sum() + other[-1, 0])  # predicted as y + 1 mod K
+        return {
+            "own_acc": accuracy(own),
+            "next_acc": accuracy(other),
+            "next_followed": followed / max(int(other.sum()), 1),
+        }
 
     def _facts(self, crafted: Artifact) -> dict[str, Any]:
         """What was measured when a set was crafted."""

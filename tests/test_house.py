@@ -21,7 +21,7 @@ LEAVES_TO_USERS = [
     {"network", "decoded", "pgd"},
     {"method", "defense", "device", "release", "loading"},
     {"archs", "datasets", "recipes"},
-    {"crafting", "train", "composition", "grid"},
+    {"crafting", "train", "composition", "imprint", "grid"},
     {"plan", "progress", "describe", "summary"},
     {"work", "session", "tables"},
     {"worker", "plots", "thumbnails"},

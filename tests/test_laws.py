@@ -42,7 +42,11 @@ METHOD_CASES = {
     "file": ("file:PATH", "file:PATH,epsilon=3/255"),
     "noise": ("noise", "noise:law=gaussian", "noise:per=class", "noise:epsilon=0.02"),
     "sep": ("sep:checkpoints=2,steps=2",),
+    "ensemble": ("ensemble:ensemble=[rn18,vgg16],members=1,steps=2",),
     "sep-fa": ("sep-fa:checkpoints=2,steps=2,target_shift=1",),
+    "sep-fa-l2": ("sep-fa-l2:checkpoints=2,steps=2,epsilon=0.5",),
+    "sep-fa-vr-l2": ("sep-fa-vr-l2:checkpoints=2,steps=1,inner_steps=2,epsilon=0.5",),
+    "sep-l2": ("sep-l2:checkpoints=2,steps=2,target_labels=[1,0,3,0]",),
     "sep-fa-vr": (
         "sep-fa-vr:checkpoints=2,steps=2,inner_steps=2",
         "sep-fa-vr:checkpoints=2,steps=1,inner_steps=2,centers=last",
