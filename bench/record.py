@@ -75,14 +75,23 @@ FIELDS: dict[str, tuple[type, ...]] = {
 
 `status` is "done" or "failed"; `error` the traceback of a failed cell. `curve` has a row an epoch
 with `epoch`, `lr`, `train_loss`, `train_acc`, `test_acc`, and `holdout_acc` when images were held
-out; `test_acc` of the last row is over all test images. `protected_classes`, if there, are the
-indices of the only classes that are protected. `shortcut`, if there, is measured on the test
-images of the curve: accuracy where each carries its own class's perturbation (`own_acc`), accuracy
-where it carries that of class y + 1 (`next_acc`), and how many of the latter are taken for that
-class (`next_followed`). `confusion[i][j]` counts clean test images
+out; `test_acc` of the last row is over all test images. `confusion[i][j]` counts clean test images
 of class i predicted as j. `budget` is {"norm", "epsilon"}; `epsilon` repeats it for l-inf methods.
 `seconds` and `core_seconds` are the victim's training. `peak_memory` is in bytes, of the cell on a
 GPU, and on a CPU of its process since that began.
+"""
+
+
+LATER_FIELDS: dict[str, tuple[type, ...]] = {
+    "protected_classes": (list,),
+    "shortcut": (dict, type(None)),
+}
+"""Fields that records of before do not have.
+
+`protected_classes` are the indices of the only classes that are protected, where not all are.
+`shortcut` is measured on the test images of the curve: accuracy where each carries its own class's
+perturbation (`own_acc`), accuracy where it carries that of class y + 1 (`next_acc`), and the share
+of the latter that is taken for that class (`next_followed`); None where there is nothing to carry.
 """
 
 
@@ -143,8 +152,10 @@ def check(record: Any, where: str) -> None:
         )
     if schema != SCHEMA:
         raise UsageError(f"record {where} has schema {schema}, this version reads {SCHEMA}")
-    for name, types in FIELDS.items():
+    for name, types in (FIELDS | LATER_FIELDS).items():
         if name not in record:
+            if name in LATER_FIELDS:
+                continue
             raise UsageError(f"record {where} lacks '{name}'; delete it and the cell runs again")
         if not isinstance(record[name], types):
             raise UsageError(f"record {where}: '{name}' is a {type(record[name]).__name__}")
@@ -180,4 +191,4 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     folder = Path(folder)
     if not (folder / "cells").is_dir():
         raise UsageError(f"{folder} holds no records (no folder {folder / 'cells'})")
-    return pd.DataFrame(list(read_all(folder)), columns=list(FIELDS))
+    return pd.DataFrame(list(read_all(folder)), columns=[*FIELDS, *LATER_FIELDS])

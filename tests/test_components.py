@@ -104,10 +104,12 @@ def test_unknown_names_list_the_nearest() -> None:
 
 
 def test_patterns() -> None:
-    assert [spec.name for spec in parse("sep*", METHODS)] == ["sep", "sep-fa", "sep-fa-vr"]
+    named = [spec.name for spec in parse("sep-fa*", METHODS)]
+    assert named == ["sep-fa", "sep-fa-l2", "sep-fa-vr", "sep-fa-vr-l2"]
     everything = [spec.name for spec in parse("all", METHODS)]
     assert "clean" in everything
     assert "file" not in everything, "a pattern cannot give the path that it needs"
+    assert "clean-part" not in everything, "it makes no sense when everything is protected"
     with pytest.raises(UsageError, match="no method matches 'zz\\*'"):
         parse("zz*", METHODS)
 

@@ -1,0 +1,129 @@
+"""How much is protected, and what that does: ratios, classes, the clean part, the shortcut."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import load_results
+from bench.errors import UsageError
+from bench.grid import Expansion, Grid, TrainingData
+from bench.imprint import imprinted
+from bench.release import draw_mask
+from bench.report import write_report
+from bench.testing import craft, crafting_job, small_method, small_splits
+from tests.test_runner import SMALL, go
+
+LABELS = torch.arange(100) % 5
+SPLITS = small_splits()
+
+
+def test_only_the_given_classes_are_protected() -> None:
+    mask = draw_mask(LABELS, 0.5, 0, [1, 3])
+    assert int(mask.sum()) == 20
+    assert set(LABELS[mask].tolist()) == {1, 3}
+    assert draw_mask(LABELS, 1.0, 0, [1, 3]).equal((LABELS == 1) | (LABELS == 3))
+    assert not draw_mask(LABELS, 1.0, 0, []).any()
+
+
+def test_a_larger_ratio_protects_a_superset_within_classes() -> None:
+    less, more = (draw_mask(LABELS, ratio, 7, [0, 2, 4]) for ratio in (0.3, 0.6))
+    assert (less & ~more).sum() == 0
+
+
+def masks(grid: Grid) -> list[torch.Tensor]:
+    """Of every crafted set of a grid, each once."""
+    expansion = Expansion(grid)
+    data = TrainingData.cut(SPLITS, expansion.recipe, expansion.source)
+    return [cell.crafting.mask(data.train.labels) for cell in expansion.cells(data)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "classes"), [("1", {1}), ("2-3", {2, 3}), ("NAME,0", {0, 3}), ("all", {0, 1, 2, 3})]
+)
+def test_classes_are_typed_as_numbers_or_names(typed: str, classes: set[int]) -> None:
+    typed = typed.replace("NAME", SPLITS.train.classes[3])
+    clean, noise = masks(replace(SMALL, methods="noise", protect_classes=typed))
+    assert clean.all()
+    assert set(SPLITS.train.labels[noise].tolist()) == classes
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"protect_classes": "9"}, "'9' does not lie within 0 to 3"),
+        ({"protect_classes": "3-1"}, "'3-1' does not lie within"),
+        ({"protect_classes": "dog"}, "no class 'dog'; .*numbers from 0 to 3"),
+        ({"clean_part": True}, "clean-part leaves no image at poison ratio 1"),
+        ({"poison_ratio": (0.5, 1.5)}, "poison ratio 1.5 must lie between 0 and 1"),
+        ({"epsilon": (0.1, 2)}, "epsilon 2 must lie between 0 and 1"),
+    ],
+)
+def test_impossible_extents_are_refused(change: dict, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        masks(replace(SMALL, methods="noise", **change))
+
+
+def test_the_clean_part_is_trained_on_alone(tmp_path: Path) -> None:
+    grid = replace(
+        SMALL, methods="noise:per=class", poison_ratio=(0.25, 0.5), clean_part=True, epsilon=0.3
+    )
+    assert not go(tmp_path, grid).failed
+    table = load_results(tmp_path / "results")
+    assert len(table) == 5  # the control serves both ratios
+    parts = table[table["method"] == "clean-part"].set_index("poison_ratio")
+    assert len(parts) == 2
+    text = write_report(tmp_path / "results").text
+    assert text.count("clean-part") >= 2
+    # Half of the images are as many steps: its curve must differ from the control's.
+    control = table[table["method"] == "clean"].iloc[0]
+    assert parts.loc[0.5, "curve"] != control["curve"]
+    assert parts.loc[0.5, "shortcut"] is None
+
+
+def test_protected_classes_are_recorded_and_have_a_table_of_their_own(tmp_path: Path) -> None:
+    grid = replace(SMALL, methods="noise", archs="rn18:width=0.0625", protect_classes="1-2")
+    assert not go(tmp_path, grid).failed
+    table = load_results(tmp_path / "results").set_index("method")
+    assert table.loc["noise", "protected_classes"] == [1, 2]
+    assert table.loc["noise", "audit"]["changed_outside_mask"] == 0
+    assert table.loc["noise", "audit"]["protected_images"] == 48
+    names = ", ".join(SPLITS.train.classes[1:3])
+    assert f"protected classes {names}" in " ".join(write_report(tmp_path / "results").text.split())
+
+
+# --- test images that carry the shortcut ------------------------------------------------------
+
+
+def test_lent_perturbations_are_those_of_the_class() -> None:
+    method = small_method("noise:per=class,epsilon=0.1")
+    job, released = crafting_job(method, SPLITS.train), craft(method, SPLITS.train).images
+    grey = SPLITS.test.with_images(torch.full_like(SPLITS.test.images, 128))
+    for shift in (0, 1):
+        marked = imprinted(method, job, released, grey, shift)
+        assert marked is not None
+        assert marked.labels.equal(grey.labels)
+        # Twins: a training image of the class whose clean pixels did not meet the edges.
+        delta = released.int() - SPLITS.train.images
+        for image, label in zip(marked.images, (grey.labels + shift) % 4, strict=True):
+            members = delta[SPLITS.train.labels == label]
+            assert any((128 + member).equal(image.int()) for member in members)
+
+
+def test_a_class_without_protected_images_lends_nothing() -> None:
+    method = small_method("noise")
+    job, released = crafting_job(method, SPLITS.train), craft(method, SPLITS.train).images
+    job.mask[SPLITS.train.labels == 2] = False
+    assert imprinted(method, job, released, SPLITS.test, 0) is None
+
+
+def test_who_learns_the_shortcut_follows_it(tmp_path: Path) -> None:
+    # Class-wise noise of this size is all that a network looks at.
+    recipe = "quick:epochs=12,batch_size=16,crop_padding=0,flip=no,train_images=none"
+    grid = replace(SMALL, methods="noise:per=class", epsilon=0.5, recipe=recipe)
+    assert not go(tmp_path, grid).failed
+    found = load_results(tmp_path / "results").set_index("method").loc["noise", "shortcut"]
+    assert found["own_acc"] > 0.9
+    assert found["next_followed"] > 0.9
+    assert found["next_acc"] < 0.1
