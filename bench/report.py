@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import record
+from bench.claims import Claim, claims_table, read_claims
 from bench.errors import UsageError
 from bench.files import slugify, write_text
 from bench.summary import Context, Row, Summary, summarise
@@ -52,8 +53,9 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     # A method keeps its colour whichever contexts are asked for.
     looks = styles(everything)
     files = []
+    claims = read_claims(folder)
     for summary in chosen:
-        files += _write_tables(folder / "tables", summary)
+        files += _write_tables(folder / "tables", summary, claims)
         files += _write_plots(folder / "plots", summary, looks)
         files += _write_samples(folder, summary)
     return Report(text="\n\n".join(_texts(chosen)), files=files)
@@ -68,9 +70,9 @@ def _texts(summaries: list[Summary]) -> Iterator[str]:
         yield f"{heading}\n{'=' * len(heading)}\n\n{text}" if several else text
 
 
-def _write_tables(folder: Path, summary: Summary) -> list[Path]:
+def _write_tables(folder: Path, summary: Summary, claims: Sequence[Claim]) -> list[Path]:
     files = []
-    for table in all_tables(summary):
+    for table in [*all_tables(summary), *([claims_table(summary, claims)] if claims else [])]:
         name = f"{summary.context.slug}-{table.name}"
         formats = {
             "txt": table.text(),

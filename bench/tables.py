@@ -37,6 +37,10 @@ SMALL_SCALE = (
     "Small scale: not comparable with published values, and the order inside a family of methods "
     "means nothing."
 )
+SHORTCUT_NOTE = (
+    "A perturbation that depends on the image is computed for the test image; others are lent by "
+    "training images of the class."
+)
 LOW_NOTE = (
     f"{LOW}: train accuracy {100 * LOW_TRAIN_GAP:.0f} points or more below the control's "
     f"(for the control itself: below {100 * LOW_TRAIN:.0f} %); a low test accuracy here may be "
@@ -142,10 +146,10 @@ class Table:
 
 
 def all_tables(summary: Summary) -> list[Table]:
-    """The tables of one context: accuracies, details and audit."""
+    """The tables of one context: accuracies, details, audit, and what was learned."""
     tables = [main_table(summary), details_table(summary)]
-    audit = audit_table(summary)
-    return [*tables, audit] if len(audit.cells) else tables
+    more = (audit_table(summary), shortcut_table(summary))
+    return [*tables, *(table for table in more if len(table.cells))]
 
 
 def main_table(summary: Summary) -> Table:
@@ -251,6 +255,43 @@ def audit_table(summary: Summary) -> Table:
         step=len(heads) - 2,
         notes=(),
         numbers=_audit_numbers(summary, audits),
+    )
+
+
+def shortcut_table(summary: Summary) -> Table:
+    """Whether victims learned the shortcut: their accuracy on test images that carry it."""
+    names = _row_heads(summary)
+    heads = [*names, "architecture", "clean %", "own %", "next %", "followed %", "n"]
+    keys = ("own_acc", "next_acc", "next_followed")
+    lines, numbers = [], []
+    for row, column in _cells(summary):
+        found = [r for r in summary.group(row, column).done if r.get("shortcut")]
+        if not found:
+            continue
+        spreads = [
+            Spread.of(record["final_test_acc"] for record in found),
+            *(Spread.of(record["shortcut"][key] for record in found) for key in keys),
+        ]
+        lines.append(
+            [*_row_names(summary, row), str(column), *map(_mean, spreads), str(len(found))]
+        )
+        means = zip(("final_test_acc", *keys), (s.mean for s in spreads), strict=True)
+        numbers.append(_names(summary, row, column) | dict(means) | {"n": len(found)})
+    caption = (
+        "Did the victims learn the shortcut? Accuracy in percent on clean test images, on test "
+        "images that carry their own class's perturbation (own) and on such that carry the next "
+        "class's (next), and how many of the latter are taken for that class (followed)."
+    )
+    import pandas as pd
+
+    return Table(
+        name="shortcut",
+        caption=(caption, *scale(summary)),
+        cells=_frame(heads, lines),
+        lead=len(names) + 1,
+        step=len(heads) - len(names) - 1,
+        notes=(SHORTCUT_NOTE,) if lines else (),
+        numbers=pd.DataFrame(numbers),
     )
 
 

@@ -24,7 +24,7 @@ LEAVES_TO_USERS = [
     {"crafting", "train", "composition", "imprint", "grid"},
     {"plan", "progress", "describe", "summary"},
     {"work", "session", "tables"},
-    {"worker", "plots", "thumbnails"},
+    {"worker", "plots", "claims", "thumbnails"},
     {"runner", "report"},
     {"estimate", "testing"},
     {"speed"},

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench import load_results
+from bench.claims import FILE
 from bench.report import write_report
 from bench.store import key_of
 
@@ -29,6 +30,8 @@ def test_committed_records_are_what_their_keys_say(folder: Path) -> None:
 @pytest.mark.parametrize("folder", CAMPAIGNS, ids=lambda folder: folder.name)
 def test_committed_tables_are_made_from_the_committed_records(folder: Path, tmp_path) -> None:
     shutil.copytree(folder / "cells", tmp_path / "cells")
+    if (folder / FILE).exists():
+        shutil.copy(folder / FILE, tmp_path)
     write_report(tmp_path)
     tables = sorted((folder / "tables").iterdir())
     assert tables
