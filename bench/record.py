@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 CONTROL = "clean"
 """The method that every grid contains and every other is compared with."""
+CLEAN_PART = "clean-part"
+"""The control of a partial protection: its victims are trained on the unprotected images alone."""
 
 FIELDS: dict[str, tuple[type, ...]] = {
     # What was asked for. `identity` is the whole of it, and `key` its SHA-256.

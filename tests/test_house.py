@@ -24,7 +24,7 @@ LEAVES_TO_USERS = [
     {"crafting", "train", "grid"},
     {"plan", "progress", "describe", "summary"},
     {"work", "session", "tables"},
-    {"worker", "plots", "thumbnails"},
+    {"worker", "plots", "thumbnails", "axes", "axis_plots"},
     {"runner", "report"},
     {"estimate", "testing"},
     {"speed"},
