@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.files import write_with
-from bench.record import CONTROL
+from bench.record import CLEAN_PART, CONTROL
 from bench.summary import Column, Group, Row, Summary
 from bench.tables import chance, scale
 
@@ -62,6 +62,7 @@ class Style:
 
 CONTROL_STYLES = {
     CONTROL: Style("#000000", (0, (4, 2))),
+    CLEAN_PART: Style("#000000", (0, (1.5, 1))),
     "sham": Style("#555555", (0, (6, 1.5, 1.5, 1.5))),
     "noise": Style("#999999"),
 }
@@ -69,9 +70,13 @@ CONTROL_STYLES = {
 
 def styles(summaries: Iterable[Summary]) -> dict[str, Style]:
     """A style for every method label, the same in all figures of one report."""
-    labels = {
-        summary.method_label(row): row.method for summary in summaries for row in summary.rows
-    }
+    return styles_of(
+        {summary.method_label(row): row.method for summary in summaries for row in summary.rows}
+    )
+
+
+def styles_of(labels: Mapping[str, str]) -> dict[str, Style]:
+    """A style for every label, given the name of its method."""
     chosen = {}
     for label in sorted(labels):
         name = labels[label]
@@ -139,7 +144,7 @@ def _curves(
         _scale_axes(grid[0][0], summary)
         seeds = _seeds(summary, rows, columns)
         banded = [BAND_NOTE] if any(axes.collections for axes in grid.flat) else []
-        _entitle(figure, summary, f"{title} · {seeds}", [*banded, *_thinned(summary)])
+        entitle(figure, summary, f"{title} · {seeds}", [*banded, *_thinned(summary)])
     return figure
 
 
@@ -233,9 +238,10 @@ def _name_ends(axes: Axes, ends: Iterable[_End], chance_percent: float, gap: flo
         )
 
 
-def brief(label: str) -> str:
+def brief(label: str, longest: int = LONGEST_LABEL) -> str:
     """A label short enough to stand beside a panel; the table has it in full."""
-    return label if len(label) <= LONGEST_LABEL else f"{label[:10]}…{label[-12:]}"
+    tail = longest // 2
+    return label if len(label) <= longest else f"{label[: tail - 2]}…{label[-tail:]}"
 
 
 def move_apart(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -326,7 +332,7 @@ def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) 
         for axes in grid[-1]:
             axes.set_xlabel("accuracy (%)")
         title = f"final clean test accuracy, {_seeds(summary, summary.rows, columns)}"
-        _entitle(figure, summary, title, [OVERVIEW_NOTE])
+        entitle(figure, summary, title, [OVERVIEW_NOTE])
     return figure
 
 
@@ -363,7 +369,7 @@ def _draw_dots(
     axes.tick_params(axis="y", length=0)
 
 
-def _entitle(figure: Figure, summary: Summary, title: str, notes: Iterable[str] = ()) -> None:
+def entitle(figure: Figure, summary: Summary, title: str, notes: Iterable[str] = ()) -> None:
     """The title above, the scale below: a picture that is copied takes its scale along."""
     figure.suptitle(f"{summary.context.dataset} · {title}", fontsize=9)
     width = int(figure.get_figwidth() * LETTERS_PER_INCH)

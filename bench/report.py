@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import record
-from bench.claims import Claim, claims_table, read_claims
+from bench.axes import Axis, axis_table, find_axes
+from bench.claims import claims_table, read_claims
 from bench.errors import UsageError
 from bench.files import slugify, write_text
 from bench.summary import Context, Row, Summary, summarise
-from bench.tables import all_tables, details_table, join, main_table
+from bench.tables import Table, all_tables, details_table, join, main_table
 
 if TYPE_CHECKING:
     from bench.plots import Style
@@ -41,6 +42,7 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     Raises:
         UsageError: if the folder holds no records, or one of its files is not a record.
     """
+    from bench.axis_plots import axis_styles
     from bench.plots import styles
 
     folder = Path(results_dir)
@@ -55,10 +57,20 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     files = []
     claims = read_claims(folder)
     for summary in chosen:
-        files += _write_tables(folder / "tables", summary, claims)
+        tables = all_tables(summary)
+        tables += [claims_table(summary, claims)] if claims else []
+        files += _write_tables(folder / "tables", summary.context, tables)
         files += _write_plots(folder / "plots", summary, looks)
         files += _write_samples(folder, summary)
-    return Report(text="\n\n".join(_texts(chosen)), files=files)
+    axes = find_axes(everything)
+    line_looks = axis_styles(axes)
+    asked = {summary.context for summary in chosen}
+    axes = [axis for axis in axes if asked & axis.contexts]
+    for axis in axes:
+        files += _write_tables(folder / "tables", axis.summary.context, [axis_table(axis)])
+        files += _write_axis_plots(folder / "plots", axis, line_looks)
+    texts = [*_texts(chosen), *map(_axis_text, axes)]
+    return Report(text="\n\n".join(texts), files=files)
 
 
 def _texts(summaries: list[Summary]) -> Iterator[str]:
@@ -70,10 +82,17 @@ def _texts(summaries: list[Summary]) -> Iterator[str]:
         yield f"{heading}\n{'=' * len(heading)}\n\n{text}" if several else text
 
 
-def _write_tables(folder: Path, summary: Summary, claims: Sequence[Claim]) -> list[Path]:
+def _axis_text(axis: Axis) -> str:
+    """Its table under a heading."""
+    table = axis_table(axis)
+    heading = f"{axis.summary.context.slug}-{table.name}"
+    return f"{heading}\n{'=' * len(heading)}\n\n{table.text()}"
+
+
+def _write_tables(folder: Path, context: Context, tables: Iterable[Table]) -> list[Path]:
     files = []
-    for table in [*all_tables(summary), *([claims_table(summary, claims)] if claims else [])]:
-        name = f"{summary.context.slug}-{table.name}"
+    for table in tables:
+        name = f"{context.slug}-{table.name}"
         formats = {
             "txt": table.text(),
             "md": table.markdown(),
@@ -96,6 +115,17 @@ def _write_plots(folder: Path, summary: Summary, looks: Mapping[str, Style]) -> 
     overview = overview_figure(summary, looks)
     if overview is not None:
         files += save_figure(overview, folder / f"{summary.context.slug}-final")
+    return files
+
+
+def _write_axis_plots(folder: Path, axis: Axis, looks: Mapping[str, Style]) -> list[Path]:
+    from bench.axis_plots import axis_figures
+    from bench.plots import save_figure
+
+    files, taken = [], set()
+    for label, figure in axis_figures(axis, looks).items():
+        name = f"{axis.summary.context.slug}-axis-{slugify(axis.name)}-{slugify(label)}"
+        files += save_figure(figure, folder / free_name(name, taken))
     return files
 
 

@@ -145,6 +145,11 @@ class Column:
         """The architecture that a record was trained with."""
         return cls(record["arch"], record["arch_label"], float(record["width"]))
 
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """By name, wide before narrow."""
+        return self.arch, self.arch_label, -self.width
+
     def __str__(self) -> str:
         said = self.width == PAPER_WIDTH or "width=" in self.arch_label
         return self.arch_label if said else f"{self.arch_label} ×{width_text(self.width)}"
@@ -217,10 +222,7 @@ class Summary:
     @property
     def columns(self) -> list[Column]:
         """In the order of the table: by name, wide before narrow."""
-        return sorted(
-            {column for _, column in self.groups},
-            key=lambda column: (column.arch, column.arch_label, -column.width),
-        )
+        return sorted({column for _, column in self.groups}, key=lambda column: column.order)
 
     @property
     def defenses(self) -> list[tuple[str, str]]:
@@ -247,12 +249,12 @@ class Summary:
     def method_label(self, row: Row) -> str:
         """The label of a row's method, with the settings that tell it from its namesakes."""
         namesakes = {r.method_settings for r in self.rows if r.method_label == row.method_label}
-        return _told_apart(row.method_label, row.method_settings, namesakes)
+        return told_apart(row.method_label, row.method_settings, namesakes)
 
     def defense_of(self, row: Row) -> tuple[str, str]:
         """The name of a row's defense, and its label told apart as `method_label` does."""
         namesakes = {r.defense_settings for r in self.rows if r.defense_label == row.defense_label}
-        return row.defense, _told_apart(row.defense_label, row.defense_settings, namesakes)
+        return row.defense, told_apart(row.defense_label, row.defense_settings, namesakes)
 
 
 def summarise(
@@ -313,7 +315,7 @@ def _summary(context: Context, crafted: list[Record], controls: list[Record]) ->
     return Summary(context, groups, superseded)
 
 
-def _told_apart(label: str, settings: str, namesakes: Collection[str]) -> str:
+def told_apart(label: str, settings: str, namesakes: Collection[str]) -> str:
     """Append the settings in which things of one label differ."""
     values = [json.loads(text) for text in sorted(namesakes)]
     differing = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -161,20 +161,20 @@ def main_table(summary: Summary) -> Table:
         line = [*_row_names(summary, row), row.budget]
         for column in summary.columns:
             group, control = summary.group(row, column), summary.control(row, column)
-            line += [_accuracy(group, control, usual), _drop(row, group, control)]
+            line += [accuracy(group, control, usual), _drop(row, group, control)]
         lines.append(line)
     caption = (
-        f"Clean test accuracy after the last epoch in percent, {_over_seeds(usual)}; drop against "
+        f"Clean test accuracy after the last epoch in percent, {over_seeds(usual)}; drop against "
         f"{CONTROL} in percentage points, paired by seed."
     )
     return Table(
         name="main",
         caption=(caption, *scale(summary)),
-        cells=_frame([*_row_heads(summary), "budget", *heads], lines),
+        cells=frame([*_row_heads(summary), "budget", *heads], lines),
         lead=len(_row_heads(summary)) + 1,
         step=2,
         notes=tuple(_main_notes(summary, lines)),
-        numbers=_numbers(summary, _main_numbers),
+        numbers=_numbers(summary, main_numbers),
     )
 
 
@@ -209,14 +209,14 @@ def details_table(summary: Summary) -> Table:
         )
     caption = (
         f"Behind the accuracies: train accuracy after the last epoch and peak test accuracy in "
-        f"percent, {_over_seeds(usual)}; number n of victims; images through a gradient while "
+        f"percent, {over_seeds(usual)}; number n of victims; images through a gradient while "
         "crafting; seconds of training a victim."
     )
-    notes = [PEAK_NOTE, *_low_note(lines), *_failures(summary)]
+    notes = [PEAK_NOTE, *low_note(lines), *_failures(summary)]
     return Table(
         name="details",
         caption=(caption, *scale(summary)),
-        cells=_frame(heads, lines),
+        cells=frame(heads, lines),
         lead=len(_row_heads(summary)) + 1,
         step=len(heads) - len(_row_heads(summary)) - 1,
         notes=tuple(notes),
@@ -250,7 +250,7 @@ def audit_table(summary: Summary) -> Table:
     return Table(
         name="audit",
         caption=(caption, *scale(summary)),
-        cells=_frame(heads, lines),
+        cells=frame(heads, lines),
         lead=2,
         step=len(heads) - 2,
         notes=(),
@@ -276,7 +276,7 @@ def shortcut_table(summary: Summary) -> Table:
             [*_row_names(summary, row), str(column), *map(_mean, spreads), str(len(found))]
         )
         means = zip(("final_test_acc", *keys), (s.mean for s in spreads), strict=True)
-        numbers.append(_names(summary, row, column) | dict(means) | {"n": len(found)})
+        numbers.append(cell_names(summary, row, column) | dict(means) | {"n": len(found)})
     caption = (
         "Did the victims learn the shortcut? Accuracy in percent on clean test images, on test "
         "images that carry their own class's perturbation (own) and on such that carry the next "
@@ -287,7 +287,7 @@ def shortcut_table(summary: Summary) -> Table:
     return Table(
         name="shortcut",
         caption=(caption, *scale(summary)),
-        cells=_frame(heads, lines),
+        cells=frame(heads, lines),
         lead=len(names) + 1,
         step=len(heads) - len(names) - 1,
         notes=(SHORTCUT_NOTE,) if lines else (),
@@ -372,16 +372,16 @@ def _usual_seeds(summary: Summary) -> int:
     return max((len(g.done) + len(g.failed) for g in summary.groups.values()), default=0)
 
 
-def _over_seeds(usual: int) -> str:
+def over_seeds(usual: int) -> str:
+    """What a cell is of, where a complete one has so many victims."""
     if usual == 1:
         return "1 victim seed"
     return f"mean ± sample standard deviation over {usual} victim seeds"
 
 
 def _main_notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
-    yield from _low_note(lines)
-    if any(PARTIAL in cell for line in lines for cell in line):
-        yield f"{PARTIAL}: some victims failed; the mean is over the other n."
+    yield from low_note(lines)
+    yield from partial_note(lines)
     yield from _failures(summary)
     if any(MISSING in line for line in lines):
         yield f"{MISSING}: not run, or nothing to compare with."
@@ -392,17 +392,32 @@ def _main_notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
         yield f"{count} of the same cells {'is' if one else 'are'} left out."
 
 
-def _low_note(lines: list[list[str]]) -> list[str]:
+def low_note(lines: list[list[str]]) -> list[str]:
+    """What its mark means, if a cell has it."""
     return [LOW_NOTE] if any(LOW in cell for line in lines for cell in line) else []
+
+
+def partial_note(lines: list[list[str]]) -> list[str]:
+    """What its mark means, if a cell has it."""
+    partial = any(PARTIAL in cell for line in lines for cell in line)
+    return [f"{PARTIAL}: some victims failed; the mean is over the other n."] * partial
 
 
 def _failures(summary: Summary) -> Iterator[str]:
     """Failed cells by the last line of their traceback."""
-    cells: dict[str, list[str]] = defaultdict(list)
+    named = []
     for row, column in _cells(summary):
         *defense, method = _row_names(summary, row)
         place = " ".join([method, "on", str(column), *(f"under {name}" for name in defense)])
-        for record in summary.group(row, column).failed:
+        named.append((place, summary.group(row, column)))
+    return failures(named)
+
+
+def failures(named: Iterable[tuple[str, Group]]) -> Iterator[str]:
+    """Which victims of named groups failed, a line for each last line of a traceback."""
+    cells: dict[str, list[str]] = defaultdict(list)
+    for place, group in named:
+        for record in group.failed:
             cells[last_line(record["error"])].append(f"{place}, seed {record['seed']}")
     for error, names in cells.items():
         yield f"failed: {'; '.join(names)}: {error}"
@@ -417,15 +432,27 @@ def last_line(error: str | None) -> str:
 def _deviations(summary: Summary) -> Iterator[str]:
     """The settings in which a method departs from its paper, a line a method."""
     for row in _methods(summary):
-        found: dict[str, list[Any]] = {}
-        for record in _records_of(summary, row):
-            found.update(record["method_deviations"])
-        pairs = [
-            f"{name} {value_text(ours, name)} (paper {value_text(theirs, name)})"
-            for name, (ours, theirs) in sorted(found.items())
-        ]
-        if pairs:
-            yield f"{summary.method_label(row)}: {', '.join(pairs)}"
+        yield from deviations(summary.method_label(row), _records_of(summary, row))
+
+
+def deviations(label: str, records: Iterable[Record], but: Collection[str] = ()) -> Iterator[str]:
+    """A line on the settings in which the records of one method depart from its paper.
+
+    Args:
+        label: of the method.
+        records: of it.
+        but: settings to leave out.
+    """
+    found: dict[str, list[Any]] = {}
+    for record in records:
+        found.update(record["method_deviations"])
+    pairs = [
+        f"{name} {value_text(ours, name)} (paper {value_text(theirs, name)})"
+        for name, (ours, theirs) in sorted(found.items())
+        if name not in but
+    ]
+    if pairs:
+        yield f"{label}: {', '.join(pairs)}"
 
 
 # Rows and cells.
@@ -464,7 +491,8 @@ def _row_names(summary: Summary, row: Row) -> list[str]:
     return names[-len(_row_heads(summary)) :]
 
 
-def _accuracy(group: Group, control: Group, usual: int) -> str:
+def accuracy(group: Group, control: Group, usual: int) -> str:
+    """A cell: mean and deviation in percent with marks, and n unless it is the usual one."""
     if not group.done:
         return "failed" if group.failed else MISSING
     marks = LOW * group.low_train(control) + PARTIAL * bool(group.failed)
@@ -508,7 +536,8 @@ def _linf(value: float | None) -> str:
     return MISSING if value is None else fraction(value)
 
 
-def _frame(heads: list[str], lines: list[list[str]]) -> pd.DataFrame:
+def frame(heads: list[str], lines: list[list[str]]) -> pd.DataFrame:
+    """The cells of a table; headings may repeat."""
     import pandas as pd
 
     return pd.DataFrame(lines, columns=heads, dtype=object)
@@ -525,11 +554,12 @@ def _numbers(summary: Summary, of: Any) -> pd.DataFrame:
     for row, column in _cells(summary):
         group, control = summary.group(row, column), summary.control(row, column)
         if group.done or group.failed:
-            lines.append({**_names(summary, row, column), **of(row, group, control)})
+            lines.append({**cell_names(summary, row, column), **of(row, group, control)})
     return pd.DataFrame(lines)
 
 
-def _names(summary: Summary, row: Row, column: Column) -> dict[str, Any]:
+def cell_names(summary: Summary, row: Row, column: Column) -> dict[str, Any]:
+    """The names and the scale of a cell, for machines."""
     context = summary.context
     return {
         "dataset": context.dataset,
@@ -555,7 +585,8 @@ def _radius(row: Row) -> float | str | None:
     return row.epsilon
 
 
-def _main_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
+def main_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
+    """Numbers of victims, test accuracy and drop of a cell, for machines."""
     drop = Group().drop(control) if row.method == CONTROL else group.drop(control)
     return {
         "n": len(group.done),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 ARCHS = ("rn18", "vgg16", "senet18", "dn121", "googlenet")
@@ -186,3 +187,51 @@ AUDIT = {
     "protected_images": 5000,
     "max_levels": 8,
 }
+
+
+def swept(
+    method: str,
+    name: str,
+    values: Iterable[Any],
+    *,
+    archs: tuple[str, ...] = ARCHS[:1],
+    seeds: int = 1,
+    **others: Any,
+) -> list[dict[str, Any]]:
+    """Records of a method along one setting: the further the lower, and the seeds a point apart.
+
+    Args:
+        method: name and label of the method.
+        name: `epsilon`, `poison_ratio`, or a setting of the method.
+        values: of it.
+        archs: of the victims.
+        seeds: victims a cell.
+        others: fields of every record; `method_settings` those that are not swept.
+    """
+    fixed = others.pop("method_settings", {})
+    records = []
+    for place, value in enumerate(values):
+        settings = {"epsilon": 8 / 255, **fixed}
+        fields = {"epsilon": value} if name == "epsilon" else {}
+        if name == "poison_ratio":
+            fields["poison_ratio"] = value
+        else:
+            settings[name] = value
+        for position, arch in enumerate(archs):
+            for seed in range(seeds):
+                test = 0.5 - 0.06 * place + 0.02 * position + 0.01 * seed - 0.004 * len(method)
+                cell = {**fields, "method_settings": settings, **others}
+                key = f"{method}-{arch}-{seed}-{name}-{value}-{settings}-{sorted(others.items())}"
+                records.append(record(method, arch=arch, seed=seed, test=test, key=key, **cell))
+    return records
+
+
+def controls(
+    archs: tuple[str, ...] = ARCHS[:1], seeds: int = 1, test: float = 0.6
+) -> list[dict[str, Any]]:
+    """The control on every architecture, the seeds a point apart."""
+    return [
+        record("clean", arch=arch, seed=seed, test=test - 0.02 * position + 0.01 * seed)
+        for position, arch in enumerate(archs)
+        for seed in range(seeds)
+    ]

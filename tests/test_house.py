@@ -24,7 +24,7 @@ LEAVES_TO_USERS = [
     {"crafting", "train", "composition", "imprint", "grid"},
     {"plan", "progress", "describe", "summary"},
     {"work", "session", "tables"},
-    {"worker", "plots", "claims", "thumbnails"},
+    {"worker", "plots", "thumbnails", "claims", "axes", "axis_plots"},
     {"runner", "report"},
     {"estimate", "testing"},
     {"speed"},
