@@ -17,7 +17,7 @@ from typing import IO, Any, ClassVar, NamedTuple
 
 from PIL import Image
 
-from bench.data import DatasetSource, Places, Splits
+from bench.data import DatasetSource, Places, Progress, Splits
 from bench.decoded import kept
 from bench.errors import UsageError
 from bench.files import write_with
@@ -109,15 +109,15 @@ class OfficialFiles(OfficialDataset):
 
     @property
     def wanted(self) -> str:
-        """All files by name."""
+        """A folder with all files by name."""
         *others, last = self.names
-        return f"{', '.join(others)} and {last}"
+        return f"the folder {self.folders[0]} with {', '.join(others)} and {last}"
 
     def remote(self) -> Mapping[str, Remote]:
         """Where each of `names` can be fetched."""
         raise NotImplementedError
 
-    def read(self, folder: Path, progress: Callable[[str, int, int], None]) -> Splits:
+    def read(self, folder: Path, progress: Progress) -> Splits:
         """Check and decode the files in a folder.
 
         Raises:
@@ -137,7 +137,7 @@ class OfficialFiles(OfficialDataset):
             if any(
                 (folder / each).is_file() for name in self.names for each in self.spellings(name)
             ):
-                yield inside or "its own files", partial(self.read, folder, places.progress)
+                yield inside or "the folder itself", partial(self.read, folder, places.progress)
         if places.download:
             yield "the download", partial(self._download, places)
 
@@ -157,7 +157,7 @@ class OfficialFiles(OfficialDataset):
         """
         refused = []
         for url in remote.urls:
-            host = urllib.parse.urlsplit(url).hostname or url
+            host = urllib.parse.urlsplit(url).hostname or "this machine"
             what = f"downloading {name} of {self.name} from {host}"
             try:
                 return fetch(url, remote.md5, 0, partial(places.progress, what), out)
@@ -211,4 +211,4 @@ def _brief(error: BaseException) -> str:
     """The message of an error on one short line."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.removeprefix("<urlopen error ").removesuffix(">")
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    return text if len(text) <= 200 else f"{text[:197]}..."
