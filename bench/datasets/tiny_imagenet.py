@@ -69,7 +69,7 @@ class _Tree:
     """The files of the official layout in a folder.
 
     Attributes:
-        root: what is named in messages.
+        root: the folder, or the one that the archive lies in; named in messages.
     """
 
     def __init__(self, root: Path) -> None:
