@@ -23,7 +23,7 @@ from PIL import Image
 
 from bench.component import build, parse_one
 from bench.data import Places, Splits
-from bench.datasets import cifar, folder
+from bench.datasets import cifar, folder, sources
 from bench.datasets.cifar import Cifar10, Cifar100
 from bench.datasets.folder import Folder
 from bench.datasets.synthetic import Synthetic
@@ -372,7 +372,7 @@ def test_without_npm(stand_in: StandIn, places: Places) -> None:
 def test_nothing_there_and_no_network(
     places: Places, source: Cifar10 | Cifar100, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cifar, "_fetch", never)
+    monkeypatch.setattr(cifar, "fetch", never)
     monkeypatch.setattr(cifar, "_run", never)
     message = failure(lambda: source.load(places))
     assert message.startswith(f"{source.name} is not in {places.data_dir}; downloading is switched")
@@ -397,13 +397,13 @@ def test_only_a_mirror_may_be_left_for_being_slow(
     monkeypatch: pytest.MonkeyPatch, least: float
 ) -> None:
     clock, seen, out = [0.0], [], io.BytesIO()
-    monkeypatch.setattr(cifar.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(cifar.urllib.request, "urlopen", lambda *_, **__: Trickle(clock))
+    monkeypatch.setattr(sources.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sources.urllib.request, "urlopen", lambda *_, **__: Trickle(clock))
     sum_of_zeros = hashlib.md5(bytes(10_000)).hexdigest()
 
     def fetch() -> None:
         report = lambda done, total: seen.append((done, total))  # noqa: E731
-        cifar._fetch("http://localhost/", sum_of_zeros, least, report, out)
+        sources.fetch("http://localhost/", sum_of_zeros, least, report, out)
 
     if least:
         with pytest.raises(TimeoutError, match="only 0 kB/s"):

