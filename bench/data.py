@@ -116,10 +116,8 @@ class DatasetSource(Component):
     """Whether `mean` and `std` are measured on the images rather than published constants, which
     are part of the code: who changes one raises `grid.SCHEMA`."""
 
-    @property
-    def protected_classes(self) -> tuple[str, ...]:
-        """The only classes that are protected unless asked otherwise; none stand for all."""
-        return ()
+    protected_classes: ClassVar[tuple[str, ...]] = ()
+    """The only classes that are protected unless asked otherwise; none stand for all."""
 
     def load(self, places: Places) -> Splits:
         """Find, decode or download it.

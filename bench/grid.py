@@ -348,10 +348,10 @@ class Expansion:
 
     def _protected_classes(self, train: ImageDataset) -> tuple[int, ...] | None:
         """Indices of the only classes that are protected, or None for all."""
-        typed = self.grid.protect_classes or ",".join(self.source.protected_classes) or "all"
-        if typed == "all":
+        typed = split(self.grid.protect_classes) or list(self.source.protected_classes)
+        if typed in ([], ["all"]):
             return None
-        found = sorted({index for piece in split(typed) for index in _classes(piece, train)})
+        found = sorted({index for piece in typed for index in _classes(piece, train)})
         return None if len(found) == len(train.classes) else tuple(found)
 
     def _crafting(

@@ -15,9 +15,9 @@ from bench.method import Method
 
 
 def imprinted(
-    method: Method, job: Crafting, released: Tensor, test: ImageDataset, shift: int
-) -> ImageDataset | None:
-    """Clean test images that carry the perturbation of class y + shift mod K.
+    method: Method, job: Crafting, released: Tensor, test: ImageDataset, carried: Tensor
+) -> ImageDataset:
+    """Clean test images that carry the perturbations of given classes.
 
     Where a method does not say how its shortcut is put on an image (`Method.imprint`), the
     perturbations of protected training images of that class are lent, one after the other.
@@ -26,16 +26,14 @@ def imprinted(
         method: whose perturbation.
         job: as it was crafted.
         released: (n, 3, h, w) uint8, what came of it.
-        test: clean test images with their true labels y.
-        shift: 0 for the own class's perturbation.
+        test: clean test images with their true labels.
+        carried: (n,) int64, whose perturbation each of them shall carry; classes that have a
+            protected image.
 
     Returns:
-        The images under their true labels, or None if a class has no protected image to lend.
+        The images under their true labels.
     """
-    carried = (test.labels + shift) % len(test.classes)
     lenders = _lenders(job, carried)
-    if lenders is None:
-        return None
     images = torch.empty_like(test.images)
     for rows in chunks(torch.arange(len(test)), portion(test.images)):
         stamped = method.imprint(
@@ -52,13 +50,16 @@ def imprinted(
     return test.with_images(images)
 
 
-def _lenders(job: Crafting, labels: Tensor) -> Tensor | None:
-    """For each label a protected training image of that class, in turns; None if one has none."""
+def protected_classes(job: Crafting) -> Tensor:
+    """Indices of the classes that have a protected image, rising."""
+    return job.dataset.labels[job.mask].unique()
+
+
+def _lenders(job: Crafting, labels: Tensor) -> Tensor:
+    """For each label a protected training image of that class, in turns."""
     lenders = torch.empty_like(labels)
     for label in labels.unique():
         members = (job.mask & (job.dataset.labels == label)).nonzero().flatten()
-        if not len(members):
-            return None
         places = (labels == label).nonzero().flatten()
         lenders[places] = members[torch.arange(len(places)) % len(members)]
     return lenders

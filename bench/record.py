@@ -90,8 +90,9 @@ LATER_FIELDS: dict[str, tuple[type, ...]] = {
 
 `protected_classes` are the indices of the only classes that are protected, where not all are.
 `shortcut` is measured on the test images of the curve: accuracy where each carries its own class's
-perturbation (`own_acc`), accuracy where it carries that of class y + 1 (`next_acc`), and the share
-of the latter that is taken for that class (`next_followed`); None where there is nothing to carry.
+perturbation (`own_acc`), accuracy where it carries that of the next protected class (`next_acc`),
+and the share of the latter that is taken for that class (`next_followed`); None where there is
+nothing to carry.
 """
 
 

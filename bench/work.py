@@ -25,7 +25,7 @@ from bench.defense import Defense
 from bench.device import describe, peak_memory, reset_peak_memory, total_memory
 from bench.files import load_tensors, map_member, save_tensors, unnamed_array, write_text
 from bench.grid import Cell, CraftJob, SurrogateJob, held_out
-from bench.imprint import imprinted
+from bench.imprint import imprinted, protected_classes
 from bench.network import Network, Precision, freeze
 from bench.plan import PASSES_PER_TRAINING_STEP, CostTable, Job, artifact_of
 from bench.release import release
@@ -301,20 +301,23 @@ class Workshop:
     ) -> dict[str, float] | None:
         """How the victim takes test images that carry a class's perturbation; see `record`."""
         method = cell.crafting.method
-        balls = method.budget.parts
-        if all(ball.epsilon == 0 for ball in balls):
+        job = self._crafting(cell.crafting)
+        classes = protected_classes(job)
+        if not len(classes) or all(ball.epsilon == 0 for ball in method.budget.parts):
             return None
         test = self._data.test_for_curve(cell.recipe.curve_images)
-        released, job = self._released(crafted).images, self._crafting(cell.crafting)
-        counts = []
-        for shift in (0, 1):
-            marked = imprinted(method, job, released, test, shift)
-            if marked is None:
-                return None
-            counts.append(training.confusion(marked))
-            self._monitor.advance(self._cost(cell.arch) * len(marked))
-        own, other = counts
-        followed = int(other.diagonal(1).sum() + other[-1, 0])  # predicted as y + 1 mod K
+        if len(classes) < len(test.classes):
+            test = test.subset(torch.isin(test.labels, classes).nonzero().flatten())
+        released = self._released(crafted).images
+        following = torch.arange(len(test.classes))
+        following[classes] = classes.roll(-1)  # the next protected class, the first after the last
+
+        def confusion(carried: torch.Tensor) -> torch.Tensor:
+            self._monitor.advance(self._cost(cell.arch) * len(test))
+            return training.confusion(imprinted(method, job, released, test, carried))
+
+        own, other = confusion(test.labels), confusion(following[test.labels])
+        followed = int(other[torch.arange(len(following)), following].sum())
         return {
             "own_acc": accuracy(own),
             "next_acc": accuracy(other),

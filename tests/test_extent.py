@@ -9,7 +9,7 @@ import torch
 from bench import load_results
 from bench.errors import UsageError
 from bench.grid import Expansion, Grid, TrainingData
-from bench.imprint import imprinted
+from bench.imprint import imprinted, protected_classes
 from bench.release import draw_mask
 from bench.report import write_report
 from bench.testing import craft, crafting_job, small_method, small_splits
@@ -89,6 +89,7 @@ def test_protected_classes_are_recorded_and_have_a_table_of_their_own(tmp_path: 
     assert table.loc["noise", "protected_classes"] == [1, 2]
     assert table.loc["noise", "audit"]["changed_outside_mask"] == 0
     assert table.loc["noise", "audit"]["protected_images"] == 48
+    assert 0 <= table.loc["noise", "shortcut"]["next_followed"] <= 1
     names = ", ".join(SPLITS.train.classes[1:3])
     assert f"protected classes {names}" in " ".join(write_report(tmp_path / "results").text.split())
 
@@ -101,8 +102,7 @@ def test_lent_perturbations_are_those_of_the_class() -> None:
     job, released = crafting_job(method, SPLITS.train), craft(method, SPLITS.train).images
     grey = SPLITS.test.with_images(torch.full_like(SPLITS.test.images, 128))
     for shift in (0, 1):
-        marked = imprinted(method, job, released, grey, shift)
-        assert marked is not None
+        marked = imprinted(method, job, released, grey, (grey.labels + shift) % 4)
         assert marked.labels.equal(grey.labels)
         # Twins: a training image of the class whose clean pixels did not meet the edges.
         delta = released.int() - SPLITS.train.images
@@ -111,11 +111,17 @@ def test_lent_perturbations_are_those_of_the_class() -> None:
             assert any((128 + member).equal(image.int()) for member in members)
 
 
-def test_a_class_without_protected_images_lends_nothing() -> None:
+def test_only_protected_images_lend() -> None:
     method = small_method("noise")
     job, released = crafting_job(method, SPLITS.train), craft(method, SPLITS.train).images
     job.mask[SPLITS.train.labels == 2] = False
-    assert imprinted(method, job, released, SPLITS.test, 0) is None
+    job.mask[10:] = False
+    assert set(protected_classes(job).tolist()) == set(SPLITS.train.labels[job.mask].tolist())
+    assert 2 not in protected_classes(job)
+    grey = SPLITS.test.with_images(torch.full_like(SPLITS.test.images, 128))
+    lent = imprinted(method, job, released, grey, torch.zeros_like(grey.labels)).images
+    members = (job.mask & (SPLITS.train.labels == 0)).nonzero().flatten()
+    assert len(lent.flatten(1).unique(dim=0)) <= len(members)
 
 
 def test_who_learns_the_shortcut_follows_it(tmp_path: Path) -> None:
