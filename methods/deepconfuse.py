@@ -4,7 +4,8 @@ Feng, Ji, Qi-Zhi Cai and Zhi-Hua Zhou. "Learning to Confuse: Generating Training
 Data with Auto-Encoder", NeurIPS 2019. A U-Net g with weights xi alters images, and a classifier f
 with weights theta learns from them:
 
-    max over xi  E CE(f_theta*(x), y),   theta* = arg min  E CE(f_theta(x + epsilon tanh g_xi(x)), y)
+    max over xi  E CE(f_theta*(x), y)
+    where  theta* = arg min over theta  E CE(f_theta(x + epsilon tanh g_xi(x)), y)
 
 A trial begins with a fresh f. For each mini-batch, x' being clipped to [0, 1],
 
@@ -85,7 +86,7 @@ class DeepConfuse(BoundedMethod):
         if min(self.classifier_lr, self.generator_lr) < 0:
             raise ValueError("classifier_lr and generator_lr must not be negative")
         if not 0 < self.generator_width <= 16:
-            raise ValueError(f"generator_width={self.generator_width:g} must be above 0, at most 16")
+            raise ValueError(f"generator_width={self.generator_width:g} must lie in (0, 16]")
 
     def check(self, train: ImageDataset, rows: Tensor, total: int) -> None:
         """The U-Net halves images three times."""
@@ -193,13 +194,13 @@ class Trials:
     def _new_generator(self) -> UNet:
         width, precision = self._method.generator_width, self._job.precision
         made = seeded(lambda: UNet(width, precision), self._job.stream("generator"))
-        return made.to(self._job.device, memory_format=torch.channels_last)
+        return made.to(self._job.device).to(memory_format=torch.channels_last)
 
     def _new_classifier(self, trial: int) -> Network:
         job = self._job
         draws = job.stream("classifier", trial)
         made = seeded(lambda: new_classifier(self._method.classifier, job.classes), draws)
-        return made.to(job.device, memory_format=torch.channels_last)
+        return made.to(job.device).to(memory_format=torch.channels_last)
 
     def pack(self) -> dict[str, Any]:
         """Everything that the next epoch needs."""

@@ -12,8 +12,8 @@ One visit to a batch begins at a fresh delta ~ U(-rho_u, rho_u) and takes K_u st
     z_j^a  = the end of K_a steps of PGD up CE(f(z), y) in the rho_a ball around z_j
     delta <- Pi(delta - a_u sign(sum over j of  (dz_j / dx)^T grad CE(f(z_j^a), y)))
 
-so that z^a moves one to one with z: the inner maximum is not differentiated. Then delta is stored in
-whole grey levels, and theta takes one step of SGD on t(x + delta) after PGD, with a new t. After
+so that z^a moves one to one with z: the inner maximum is not differentiated. Then delta is stored
+in whole grey levels, and theta takes one step of SGD on t(x + delta) after PGD, with a new t. After
 all visits every batch of one more shuffled pass gets its final noise. That pass, too, leaves out
 the last partial batch, whose images keep an older noise, or none if they were never visited.
 
@@ -74,7 +74,7 @@ class RobustErrorMinimising(BoundedMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epsilon * 255 >= 128:
-            raise ValueError(f"epsilon={self.epsilon:g} must be below 128/255, to fit a signed byte")
+            raise ValueError(f"epsilon={self.epsilon:g} must be below 128/255")
         if self.batch < 1 or self.draws < 1:
             raise ValueError("batch and draws must be 1 or more")
         if min(self.iterations, self.steps, self.inner_steps, self.crop_padding) < 0:

@@ -263,7 +263,7 @@ def test_network_sees_images_around_zero_and_attacks_see_it_at_rest() -> None:
 
 
 def test_rule_costs_what_the_paper_says() -> None:
-    # 5000 visits of 128 with 10 x 5 x 11 + 10 + 1 gradients each, and 550 for each image at the end.
+    # 5000 visits of 128 with 10 x 5 x 11 + 10 + 1 gradients an image, and 550 in the final pass.
     assert method("rule").gradient_images(50_000) / 50_000 == pytest.approx(7730, abs=0.5)
     imagenet = "rule:iterations=3000,steps=7,step_ratio=0.25,inner_steps=7,draws=4"
     assert method(imagenet).gradient_images(128_000) / 128_000 == 920
@@ -334,7 +334,10 @@ def test_pseudo_step_is_a_step_of_sgd_that_is_taken_back() -> None:
 
 def test_epoch_is_pseudo_step_generator_step_and_real_step() -> None:
     state = Trials(job(), method(CONFUSE))
-    generator, frozen = copy.deepcopy(state.generator).train(), copy.deepcopy(state.generator).eval()
+    generator, frozen = (
+        copy.deepcopy(state.generator).train(),
+        copy.deepcopy(state.generator).eval(),
+    )
     classifier = copy.deepcopy(state.classifier).train()
     adam = torch.optim.Adam(generator.parameters(), lr=1e-4)
     sgd = torch.optim.SGD(classifier.parameters(), lr=0.01)
@@ -427,9 +430,10 @@ def test_last_generators_noise_stays_inside_epsilon() -> None:
 def test_unet_keeps_the_shape(size: tuple[int, int]) -> None:
     net = seeded(lambda: UNet(0.05, "fp32"), stream(0, "unet"))
     assert net(torch.rand(2, 3, *size)).shape == (2, 3, *size)
-    assert seeded(lambda: UNet(0.05, "bf16"), stream(0, "unet"))(
-        torch.rand(2, 3, *size)
-    ).dtype == torch.float32
+    assert (
+        seeded(lambda: UNet(0.05, "bf16"), stream(0, "unet"))(torch.rand(2, 3, *size)).dtype
+        == torch.float32
+    )
 
 
 def test_unet_of_full_width_has_the_papers_layers() -> None:
