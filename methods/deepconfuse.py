@@ -40,7 +40,7 @@ from torch.func import functional_call
 
 from bench.component import setting
 from bench.crafting import Crafting
-from bench.data import ImageDataset, portion
+from bench.data import ImageDataset, chunks
 from bench.errors import UsageError
 from bench.method import BoundedMethod
 from bench.network import Network, Precision
@@ -78,6 +78,7 @@ class DeepConfuse(BoundedMethod):
     classifier_lr: float = setting(0.01, "a, of plain SGD without momentum")
     generator_lr: float = setting(1e-4, "of Adam")
     generator_width: float = setting(1.0, "factor on the U-Net's channels, 1 being the paper's")
+    classifier_width: float = setting(1.0, "factor on the classifier's channels, likewise")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,8 +86,8 @@ class DeepConfuse(BoundedMethod):
             raise ValueError("batch must be 1 or more, and trials and epochs 0 or more")
         if min(self.classifier_lr, self.generator_lr) < 0:
             raise ValueError("classifier_lr and generator_lr must not be negative")
-        if not 0 < self.generator_width <= 16:
-            raise ValueError(f"generator_width={self.generator_width:g} must lie in (0, 16]")
+        if not (0 < self.generator_width <= 16 and 0 < self.classifier_width <= 16):
+            raise ValueError("generator_width and classifier_width must be above 0 and at most 16")
 
     def check(self, train: ImageDataset, rows: Tensor, total: int) -> None:
         """The U-Net halves images three times."""
@@ -108,7 +109,7 @@ class DeepConfuse(BoundedMethod):
             state.run_epoch()
             job.save("trials", state.pack)
         delta = job.blank()
-        for rows in state.rows.split(min(portion(job.dataset.images), job.chunk)):
+        for rows in chunks(state.rows, self.batch):
             images, _ = job.batch(rows)
             delta[rows] = state.noise(images.float() / 255).cpu()
         return delta
@@ -197,9 +198,10 @@ class Trials:
         return made.to(self._job.device).to(memory_format=torch.channels_last)
 
     def _new_classifier(self, trial: int) -> Network:
-        job = self._job
+        job, method = self._job, self._method
+        kind, width = method.classifier, method.classifier_width
         draws = job.stream("classifier", trial)
-        made = seeded(lambda: new_classifier(self._method.classifier, job.classes), draws)
+        made = seeded(lambda: new_classifier(kind, job.classes, width), draws)
         return made.to(job.device).to(memory_format=torch.channels_last)
 
     def pack(self) -> dict[str, Any]:
@@ -298,7 +300,7 @@ def _twice(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def new_classifier(kind: str, classes: int) -> Network:
+def new_classifier(kind: str, classes: int, width: float = 1.0) -> Network:
     """A classifier of the table above, which takes [0, 1] as it is.
 
     It computes in float32 whatever the job's precision: what the generator learns from are
@@ -307,7 +309,8 @@ def new_classifier(kind: str, classes: int) -> Network:
     layers: list[nn.Module] = []
     channels = 3
     for stage in CLASSIFIERS[kind]:
-        for count in stage:
+        for full in stage:
+            count = max(1, round(full * width))
             layers += [nn.Conv2d(channels, count, 3, padding=1), nn.BatchNorm2d(count), nn.ReLU()]
             channels = count
         # Rounding up leaves a pixel to images below 32x32; even sizes halve all the same.

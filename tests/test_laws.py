@@ -40,7 +40,8 @@ METHOD_CASES = {
     "cuda": ("cuda", "cuda:kernel=5,quantize=truncate"),
     "deepconfuse": (
         "deepconfuse:trials=2,epochs=2,batch=16,generator_width=0.0625",
-        "deepconfuse:trials=1,epochs=1,batch=23,generator_width=0.02,classifier=vgg11",
+        "deepconfuse:trials=1,epochs=1,batch=23,generator_width=0.02,"
+        "classifier=vgg11,classifier_width=0.05",
     ),
     "file": ("file:PATH", "file:PATH,epsilon=3/255"),
     "noise": ("noise", "noise:law=gaussian", "noise:per=class", "noise:epsilon=0.02"),
