@@ -67,7 +67,17 @@ class DeepConfuse(BoundedMethod):
     """Noise from a U-Net that learns through one training step of a classifier."""
 
     paper: ClassVar[str] = "Feng et al., Learning to Confuse, NeurIPS 2019"
-    presets: ClassVar = {}
+    presets: ClassVar = {
+        "quick": {
+            "trials": 5,
+            "epochs": 2,
+            "classifier_lr": 0.1,
+            "generator_lr": 0.003,
+            "generator_width": 0.125,
+            "classifier_width": 0.25,
+        },
+        "standard": {"trials": 40, "epochs": 5, "classifier_lr": 0.1, "generator_lr": 0.001},
+    }
 
     trials: int = setting(500, "classifiers trained from scratch, one after the other")
     epochs: int = setting(20, "passes over the images a trial")

@@ -56,7 +56,24 @@ class RobustErrorMinimising(BoundedMethod):
     """Error-minimising noise against an adversarially trained network (REM)."""
 
     paper: ClassVar[str] = "Fu et al., Robust Unlearnable Examples, ICLR 2022"
-    presets: ClassVar = {}
+    presets: ClassVar = {
+        "quick": {
+            "iterations": 160,
+            "steps": 3,
+            "step_ratio": 0.5,
+            "draws": 1,
+            "inner_steps": 1,
+            "inner_step_ratio": 1.0,
+        },
+        "standard": {
+            "iterations": 2000,
+            "steps": 5,
+            "step_ratio": 0.4,
+            "draws": 2,
+            "inner_steps": 5,
+            "inner_step_ratio": 0.4,
+        },
+    }
 
     iterations: int = setting(5000, "batches visited, each with a training step")
     steps: int = setting(10, "K_u, noise steps a visit")
