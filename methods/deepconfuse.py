@@ -23,8 +23,10 @@ the last generator is taken. The paper's radius is 0.032, which is 8.16 grey lev
 released in 8 bits keeps to 8 of them either way, and tables have 8/255, so that is the default.
 The layout of the five convolutions on CIFAR is that of the code's ImageNet variant.
 
-The paper's cost is days on a GPU. `quick` trains a narrow generator with a larger rate for a
-minute or two, three thousandths of the passes: it shows how the method works, not how well.
+That costs days on a GPU; later benchmarks reuse the released generator instead, scaled to 8/255.
+`quick` has ten passes over its images where the paper has ten thousand over ten times as many. It
+runs the same algorithm on narrow networks with larger rates, and its noise does next to nothing:
+it says that the method works on a machine, not how well it protects.
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ class DeepConfuse(BoundedMethod):
         "standard": {"trials": 40, "epochs": 5, "classifier_lr": 0.1, "generator_lr": 0.001},
     }
 
-    trials: int = setting(500, "classifiers trained from scratch, one after the other")
+    trials: int = setting(
+        500, "classifiers trained from scratch, one after the other; a handful do next to nothing"
+    )
     epochs: int = setting(20, "passes over the images a trial")
     batch: int = setting(64, "images a step")
     classifier: Literal["cnn5", "vgg11"] = setting(
