@@ -39,8 +39,17 @@ METHOD_CASES = {
     "clean": ("clean",),
     "clean-part": ("clean-part",),
     "cuda": ("cuda", "cuda:kernel=5,quantize=truncate"),
+    "deepconfuse": (
+        "deepconfuse:trials=2,epochs=2,batch=16,generator_width=0.0625",
+        "deepconfuse:trials=1,epochs=1,batch=23,generator_width=0.02,"
+        "classifier=vgg11,classifier_width=0.05",
+    ),
     "file": ("file:PATH", "file:PATH,epsilon=3/255"),
     "noise": ("noise", "noise:law=gaussian", "noise:per=class", "noise:epsilon=0.02"),
+    "rule": (
+        "rule:iterations=4,steps=2,inner_steps=1,draws=2,batch=16",
+        "rule:iterations=3,steps=1,radius_ratio=0,draws=1,batch=20,crop_padding=0,flip=no",
+    ),
     "sep": ("sep:checkpoints=2,steps=2",),
     "ensemble": ("ensemble:ensemble=[rn18,vgg16],members=1,steps=2",),
     "sep-fa": ("sep-fa:checkpoints=2,steps=2,target_shift=1",),
