@@ -127,7 +127,7 @@ class Crafting:
     def network(self, arch: str, *purpose: str | int) -> Network:
         """A fresh network on the device that takes [0, 1] as it is, without normalisation."""
         made = build(ARCHS, parse_one(arch, ARCHS)).network(
-            self.classes, self.dataset.image_size, (0, 0, 0), (1, 1, 1), self.stream(*purpose)
+            self.classes, self.dataset.image_size, (0.0,) * 3, (1.0,) * 3, self.stream(*purpose)
         )
         made.precision = self.precision
         return made.to(self.device, memory_format=torch.channels_last)

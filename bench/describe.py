@@ -14,6 +14,9 @@ from bench.component import Component, Spec, build, defaults
 from bench.errors import UsageError
 from bench.registry import METHODS, RECIPES, REGISTRIES, Registry
 
+CIFAR_IMAGES = 50_000
+"""For which costs are told: some methods take so many steps, whatever there is."""
+
 
 def find(name: str) -> tuple[Registry, str]:
     """The registry that knows a name.
@@ -71,11 +74,12 @@ def _method_facts(name: str) -> dict[str, Any]:
     """Budget, and input gradients an image, at the paper's settings and at each preset."""
     facts: dict[str, Any] = {"cost": {}}
     for recipe in RECIPES.entries:
-        scale = RECIPES.get(recipe).scale
-        method = build(METHODS, Spec(name), scale)
+        trained = build(RECIPES, Spec(recipe))
+        method = build(METHODS, Spec(name), trained.scale)
+        images = trained.train_images or CIFAR_IMAGES
         facts["budget"] = str(method.budget)
-        gradients = method.gradient_images(10_000) / 10_000
-        surrogates = method.surrogates(build(RECIPES, Spec(recipe)))
+        gradients = method.gradient_images(images) / images
+        surrogates = method.surrogates(trained)
         facts["cost"][recipe] = {
             "gradients_per_image": round(gradients, 1),
             "surrogate_epochs": sum(s.epochs[-1] for s in surrogates),
