@@ -36,10 +36,14 @@ from bench.testing import (
 
 METHOD_CASES = {
     "advpoison": ("advpoison:steps=2,batch=16", "advpoison:steps=1,restarts=2,batch=20"),
+    "ar": ("ar", "ar:crop=2,epsilon=0.5"),
+    "ar-linf": ("ar-linf",),
     "clean": ("clean",),
-    "cuda": ("cuda", "cuda:kernel=5,quantize=truncate"),
+    "cuda": ("cuda", "cuda:kernel=5,quantize=truncate", "cuda:shared=yes"),
     "file": ("file:PATH", "file:PATH,epsilon=3/255"),
+    "lsp": ("lsp", "lsp:cell=4,epsilon=0.6", "lsp:quantize=truncate"),
     "noise": ("noise", "noise:law=gaussian", "noise:per=class", "noise:epsilon=0.02"),
+    "ops": ("ops", "ops:pixels=3,score=paper", "ops:pixels=0,score=art"),
     "sep": ("sep:checkpoints=2,steps=2",),
     "sep-fa": ("sep-fa:checkpoints=2,steps=2,target_shift=1",),
     "sep-fa-vr": (
@@ -47,6 +51,7 @@ METHOD_CASES = {
         "sep-fa-vr:checkpoints=2,steps=1,inner_steps=2,centers=last",
     ),
     "sham": ("sham",),
+    "tue": ("tue:rounds=2,noise_steps=3,batch=16",),
     "ule": (
         "ule:max_rounds=2,train_steps=2,noise_steps=2,batch=16",
         "ule:per=class,max_rounds=2,train_steps=2,batch=16,negatives=dropped",
