@@ -70,7 +70,7 @@ class Autoregressive(BoundedMethod):
     paper: ClassVar[str] = "Sandoval-Segura et al., Autoregressive Perturbations, NeurIPS 2022"
 
     epsilon: float = setting(1.0, "radius of the l2 ball at 32 pixels; the paper takes 3 at 96")
-    coefficients: str = setting("ours", "ours, or the path of an .npz; see above")
+    coefficients: str = setting("ours", "ours, or the path of an .npz of the authors' form")
     crop: int = setting(4, "rows and columns dropped, 2 or more; the paper takes 2 at 224 pixels")
     growth: float = setting(10.0, "root mean square of a tame process, which begins with 1")
 

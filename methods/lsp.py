@@ -133,7 +133,9 @@ class LinearlySeparable(BoundedMethod):
             flip_y=0.0,
             random_state=np.random.RandomState(seed % 2**32),
         )
-        return torch.from_numpy(points.astype(np.float32)), torch.from_numpy(of_class)
+        return torch.from_numpy(np.asarray(points, np.float32)), torch.from_numpy(
+            np.asarray(of_class)
+        )
 
     def _features(self, height: int, width: int) -> int:
         return (height // self.cell) * (width // self.cell) * 3

@@ -49,7 +49,7 @@ class OnePixelShortcut(Method):
 
     pixels: int = setting(1, "pixels set in each image; the paper goes up to 4")
     score: Literal["code", "paper", "art"] = setting(
-        "code", "what a class maximises: code, paper or art; see above"
+        "code", "mean / std of the change (code), E / Var (paper), or E - Var (art)"
     )
 
     def __post_init__(self) -> None:

@@ -71,7 +71,7 @@ class TransferableNoise(BoundedMethod):
                 images, labels = job.batch(batch)
                 before = delta[batch]
                 after = self.improve(
-                    images.float() / 255, before.to(job.device), labels, job.classes
+                    images.contiguous() / 255, before.to(job.device), labels, job.classes
                 ).cpu()
                 still = still and after.equal(before)
                 delta[batch] = after
