@@ -9,6 +9,9 @@ maximum over the whole image:
 
 The filters are not normalised, so changes of brightness are part of the shortcut. There is no
 budget. The code truncates to 8 bits; here the image is rounded unless `quantize=truncate`.
+
+The paper's control is a universal blur: with one filter for all classes, `shared=yes`, nothing is
+left of the shortcut, and a victim learns as from clean images.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from torch import Tensor
 
 from bench.component import setting
 from bench.crafting import Crafting
-from bench.data import chunks, portion
+from bench.data import chunks, portion, to_levels
 from bench.method import Method
 from bench.registry import METHODS
 
@@ -38,6 +41,7 @@ class ConvolutionShortcut(Method):
     kernel: int = setting(3, "k, filter side in pixels, odd; the paper takes 9 on ImageNet")
     blur: float = setting(0.3, "p_b, largest entry beside the 1; the paper takes .06 on ImageNet")
     quantize: Literal["round", "truncate"] = setting("round", "to 8 bits; truncate: released code")
+    shared: bool = setting(False, "the control: one filter, that of class 0, for all", added=True)
 
     def __post_init__(self) -> None:
         if self.kernel < 1 or self.kernel % 2 == 0:
@@ -47,20 +51,37 @@ class ConvolutionShortcut(Method):
 
     def craft(self, job: Crafting) -> Tensor:
         """Compute x' - x, a class at a time."""
-        filters = class_filters(job.classes, self.kernel, self.blur, job.seed).to(job.device)
+        filters = self._filters(job)
         delta = job.blank()
         for label in range(job.classes):
             members = ((job.dataset.labels == label) & job.mask).nonzero().flatten()
             for rows in chunks(members, portion(delta)):
                 images, _ = job.batch(rows)
-                x = images.float() / 255
-                kernel = filters[label].expand(3, 1, -1, -1)
-                blurred = F.conv2d(x, kernel, padding=self.kernel // 2, groups=3)
-                released = blurred / blurred.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
-                if self.quantize == "truncate":
-                    released = (released * 255).floor() / 255
-                delta[rows] = (released - x).cpu()
+                delta[rows] = self._change(images, filters[label]).cpu()
         return delta
+
+    def imprint(self, job: Crafting, images: Tensor, labels: Tensor) -> Tensor:
+        """Blur with the filters of these classes."""
+        filters, released = self._filters(job), images.clone()
+        for label in labels.unique().tolist():
+            chosen = labels == label
+            change = self._change(images[chosen], filters[label])
+            released[chosen] = to_levels(images[chosen].float() / 255 + change)
+        return released
+
+    def _filters(self, job: Crafting) -> Tensor:
+        """The filter of each class, on the device."""
+        filters = class_filters(job.classes, self.kernel, self.blur, job.seed).to(job.device)
+        return filters[:1].expand_as(filters) if self.shared else filters
+
+    def _change(self, images: Tensor, kernel: Tensor) -> Tensor:
+        """X' - x under one filter (size, size), for images (b, 3, h, w) uint8."""
+        x = images.float() / 255
+        blurred = F.conv2d(x, kernel.expand(3, 1, -1, -1), padding=self.kernel // 2, groups=3)
+        released = blurred / blurred.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+        if self.quantize == "truncate":
+            released = (released * 255).floor() / 255
+        return released - x
 
 
 def class_filters(classes: int, size: int, blur: float, seed: int) -> Tensor:

@@ -36,20 +36,24 @@ from bench.testing import (
 
 METHOD_CASES = {
     "advpoison": ("advpoison:steps=2,batch=16", "advpoison:steps=1,restarts=2,batch=20"),
+    "ar": ("ar", "ar:crop=2,epsilon=0.5"),
+    "ar-linf": ("ar-linf",),
     "clean": ("clean",),
     "clean-part": ("clean-part",),
-    "cuda": ("cuda", "cuda:kernel=5,quantize=truncate"),
     "deepconfuse": (
         "deepconfuse:trials=2,epochs=2,batch=16,generator_width=0.0625",
         "deepconfuse:trials=1,epochs=1,batch=23,generator_width=0.02,"
         "classifier=vgg11,classifier_width=0.05",
     ),
+    "cuda": ("cuda", "cuda:kernel=5,quantize=truncate", "cuda:shared=yes"),
     "file": ("file:PATH", "file:PATH,epsilon=3/255"),
+    "lsp": ("lsp", "lsp:cell=4,epsilon=0.6", "lsp:quantize=truncate"),
     "noise": ("noise", "noise:law=gaussian", "noise:per=class", "noise:epsilon=0.02"),
     "rule": (
         "rule:iterations=4,steps=2,inner_steps=1,draws=2,batch=16",
         "rule:iterations=3,steps=1,radius_ratio=0,draws=1,batch=20,crop_padding=0,flip=no",
     ),
+    "ops": ("ops", "ops:pixels=3,score=paper", "ops:pixels=0,score=art"),
     "sep": ("sep:checkpoints=2,steps=2",),
     "ensemble": ("ensemble:ensemble=[rn18,vgg16],members=1,steps=2",),
     "sep-fa": ("sep-fa:checkpoints=2,steps=2,target_shift=1",),
@@ -61,6 +65,7 @@ METHOD_CASES = {
         "sep-fa-vr:checkpoints=2,steps=1,inner_steps=2,centers=last",
     ),
     "sham": ("sham",),
+    "tue": ("tue:rounds=2,noise_steps=3,batch=16",),
     "ule": (
         "ule:max_rounds=2,train_steps=2,noise_steps=2,batch=16",
         "ule:per=class,max_rounds=2,train_steps=2,batch=16,negatives=dropped",
