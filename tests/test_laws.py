@@ -40,6 +40,7 @@ METHOD_CASES = {
     "cuda": ("cuda", "cuda:kernel=5,quantize=truncate"),
     "file": ("file:PATH", "file:PATH,epsilon=3/255"),
     "noise": ("noise", "noise:law=gaussian", "noise:per=class", "noise:epsilon=0.02"),
+    "ntga": ("ntga:block=20,steps=2,time=64", "ntga:kernel=fnn,iterate=restart,block=16"),
     "sep": ("sep:checkpoints=2,steps=2",),
     "sep-fa": ("sep-fa:checkpoints=2,steps=2,target_shift=1",),
     "sep-fa-vr": (
