@@ -19,7 +19,7 @@ weights of variance 1.76 / fan-in and biases of variance .18:
           nonlinearities
 
 As released the steps are lost: each of them starts from the clean image with the full epsilon, so
-that ten equal one (`iterate=restart`). The published figures come from that code, and from the t that
+that ten equal one (`iterate=restart`). The published figures come from that code, with the t that
 was best for each network on CIFAR-10: 8 for cnn, 4096 for fnn. The code's own default is 64, fnn.
 
 Departures: the paper keeps 10 000 of the 50 000 training images clean, as X_v, and trains victims

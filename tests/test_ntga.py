@@ -136,14 +136,15 @@ def empirical_kernel(name: str, x: Tensor, width: int, seed: int) -> Tensor:
     ("name", "width", "size"), [("fnn", 512, (8, 8)), ("cnn", 256, (8, 8)), ("cnn", 256, (7, 10))]
 )
 def test_kernels_are_those_of_wide_networks(name: str, width: int, size: tuple[int, int]) -> None:
-    # One network is off by about 1 / sqrt(width), 4 % or 6 %, from the finite width and from the
-    # sign vector; the mean of 32 by 1 %, with a bias of the order of layers / width, 1 % or 2 %.
+    # One random network is off by some 12 %, from its finite width and from the sign vector, hence
+    # the mean of 32 by 2 %: 5 % are more than two standard errors, under fixed seeds. Other biases,
+    # depths, paddings or variances move some entry by more than 6 %.
     x = photos(3, *size)
     x[1] = (x[0] + 0.3 * x[1]).clamp(0, 1)  # a similar pair
     x[2] = 0
     x[2, :, :2, :1] = 4  # a bright corner, which tells where the convolutions' windows begin
     mean = sum(empirical_kernel(name, x, width, 10 * s) for s in range(32)) / 32
-    torch.testing.assert_close(mean, theta(name, x, x), rtol=0.03, atol=0)
+    torch.testing.assert_close(mean, theta(name, x, x), rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("name", KERNELS)
