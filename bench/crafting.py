@@ -174,6 +174,7 @@ class Crafting:
         perturb: Callable[[Tensor, Tensor, int], Tensor],
         size: int | None = None,
         label: str = "chunks",
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Craft image by image, in chunks that are kept on disk as they finish.
 
@@ -183,21 +184,22 @@ class Crafting:
             size: images a chunk. Leave it out where the result for one image does not depend on
                 the others; give it where random numbers are drawn by chunk.
             label: tells several passes of one method apart.
+            rows: which images, in which order; the protected ones in file order if left out.
 
         Returns:
-            delta (n, 3, h, w) float32, zero for rows that are not protected.
+            delta (n, 3, h, w) float32, zero for the other rows.
         """
         # Where the size is free, a run may continue with another one.
         name, size = (f"{label}-{size}", size) if size else (label, self.chunk)
-        protected = self.mask.nonzero().flatten()
+        wanted = self.mask.nonzero().flatten() if rows is None else rows
         before = self.gradient_images
         part = _Part(self.scratch, name, tuple(self.dataset.images.shape))
         self.spend(part.spent)
-        rest, first = protected[part.images :], part.images // size
-        for number, rows in enumerate(chunks(rest, size), start=first):
-            images, labels = self.batch(rows)
-            part.delta[rows] = perturb(images, labels, number).float().cpu()
-            part.images, part.spent = part.images + len(rows), self.gradient_images - before
+        rest, first = wanted[part.images :], part.images // size
+        for number, chunk in enumerate(chunks(rest, size), start=first):
+            images, labels = self.batch(chunk)
+            part.delta[chunk] = perturb(images, labels, number).float().cpu()
+            part.images, part.spent = part.images + len(chunk), self.gradient_images - before
             self.monitor.safe_point(part.keep)
         return part.finish()
 

@@ -54,6 +54,7 @@ METHOD_CASES = {
         "rule:iterations=3,steps=1,radius_ratio=0,draws=1,batch=20,crop_padding=0,flip=no",
     ),
     "ops": ("ops", "ops:pixels=3,score=paper", "ops:pixels=0,score=art"),
+    "ntga": ("ntga:block=20,steps=2,time=64", "ntga:kernel=fnn,iterate=restart,block=16"),
     "sep": ("sep:checkpoints=2,steps=2",),
     "ensemble": ("ensemble:ensemble=[rn18,vgg16],members=1,steps=2",),
     "sep-fa": ("sep-fa:checkpoints=2,steps=2,target_shift=1",),
