@@ -21,7 +21,7 @@ LEAVES_TO_USERS = [
     {"network", "decoded", "pgd"},
     {"method", "defense", "device", "release", "loading"},
     {"archs", "datasets", "recipes"},
-    {"crafting", "train", "grid"},
+    {"crafting", "train", "grid", "second_order"},
     {"plan", "progress", "describe", "summary"},
     {"work", "session", "tables"},
     {"worker", "plots", "thumbnails"},
