@@ -36,9 +36,19 @@ from bench.testing import (
 
 METHOD_CASES = {
     "advpoison": ("advpoison:steps=2,batch=16", "advpoison:steps=1,restarts=2,batch=20"),
+    "advpoison-untargeted": ("advpoison-untargeted:steps=2,batch=16",),
     "clean": ("clean",),
     "cuda": ("cuda", "cuda:kernel=5,quantize=truncate"),
     "file": ("file:PATH", "file:PATH,epsilon=3/255"),
+    "gradient-alignment": (
+        "gradient-alignment:steps=2,batch=16",
+        "gradient-alignment:steps=1,restarts=2,batch=20,update=sign",
+    ),
+    "hypo": ("hypo:steps=2", "hypo:steps=2,shift=2,batch=20"),
+    "hypo-linf": (
+        "hypo-linf:steps=2,robust_steps=1,batch=20",
+        "hypo-linf:steps=2,robust_epsilon=0,shift=none",
+    ),
     "noise": ("noise", "noise:law=gaussian", "noise:per=class", "noise:epsilon=0.02"),
     "sep": ("sep:checkpoints=2,steps=2",),
     "sep-fa": ("sep-fa:checkpoints=2,steps=2,target_shift=1",),
@@ -47,6 +57,8 @@ METHOD_CASES = {
         "sep-fa-vr:checkpoints=2,steps=1,inner_steps=2,centers=last",
     ),
     "sham": ("sham",),
+    "tensorclog": ("tensorclog:steps=2,batch=16", "tensorclog:steps=1,restarts=2,batch=20"),
+    "tensorclog-transfer": ("tensorclog-transfer:steps=3", "tensorclog-transfer:clamp=none"),
     "ule": (
         "ule:max_rounds=2,train_steps=2,noise_steps=2,batch=16",
         "ule:per=class,max_rounds=2,train_steps=2,batch=16,negatives=dropped",
