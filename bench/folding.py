@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Mapping
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
@@ -35,6 +36,34 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
             if child in replacements:
                 setattr(parent, name, replacements[child])
     return folded
+
+
+class Folding:
+    """What `fold_batch_norms` does to the weights of a module, as a differentiable function.
+
+    Args:
+        module: in eval mode; its batch norms' statistics are looked up when it is called.
+        prefix: of the names of weights, for a module inside another one.
+    """
+
+    def __init__(self, module: nn.Module, prefix: str = "") -> None:
+        names = {child: f"{prefix}{name}." for name, child in module.named_modules()}
+        self._pairs = [(names[one], names[two], two) for one, two in _pairs(module)]
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the folded module, by name, from those of the module as it was trained."""
+        folded = dict(weights)
+        for convolution, name, norm in self._pairs:
+            mean, variance = norm.running_mean, norm.running_var
+            assert mean is not None
+            assert variance is not None
+            factor = (variance + norm.eps).rsqrt() * folded.pop(f"{name}weight", 1.0)
+            bias = folded.get(f"{convolution}bias", 0.0) - mean
+            folded[f"{convolution}weight"] = (
+                weights[f"{convolution}weight"] * factor[:, None, None, None]
+            )
+            folded[f"{convolution}bias"] = bias * factor + folded.pop(f"{name}bias", 0.0)
+        return folded
 
 
 def _pairs(module: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:

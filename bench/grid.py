@@ -22,7 +22,7 @@ from bench.defense import Defense
 from bench.device import choose_device, choose_precision
 from bench.errors import UsageError
 from bench.files import slugify
-from bench.method import BoundedMethod, Method, Surrogate
+from bench.method import PLAIN, BoundedMethod, Method, Surrogate
 from bench.network import Arch, Precision
 from bench.recipe import Recipe
 from bench.record import CLEAN_PART, CONTROL
@@ -156,11 +156,12 @@ class SurrogateJob:
     seed: int
     precision: Precision
     train_digest: str
+    defense: Defense
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides its weights; which checkpoints are kept does not."""
-        return {
+        said = {
             "schema": SCHEMA,
             "kind": "surrogate",
             "train": self.train_digest,
@@ -170,11 +171,19 @@ class SurrogateJob:
             "seed": self.seed,
             "index": self.surrogate.index,
         }
+        # Most are trained plainly, and the keys of those are older than the choice.
+        return said | ({"defense": self.defense.identity()} if self.defended else {})
+
+    @property
+    def defended(self) -> bool:
+        """Whether it is trained otherwise than plainly."""
+        return self.surrogate.defense != PLAIN
 
     @property
     def slug(self) -> str:
         """A label for people."""
-        return f"{self.arch.title}-{self.recipe.name or 'own'}"
+        parts = [self.arch.title, self.recipe.name or "own"]
+        return "-".join([*parts, self.defense.title] if self.defended else parts)
 
 
 @dataclass(frozen=True)
@@ -366,6 +375,7 @@ class Expansion:
                 grid.craft_seed,
                 self.precision,
                 train_digest,
+                build(DEFENSES, parse_one(surrogate.defense, DEFENSES)),
             )
             for surrogate in method.surrogates(self.recipe)
         )

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from bench.crafting import Crafting
 
 
+PLAIN = "none"
+"""The defense that does nothing, as it is typed."""
+
+
 @dataclass(frozen=True)
 class Surrogate:
     """A network that a method wants trained on the clean images before it crafts.
@@ -28,12 +32,18 @@ class Surrogate:
         epochs: the checkpoints to keep, counted from 1, in rising order.
         recipe: how to train it; None means as the victims are trained.
         index: tells several of one kind apart; it selects the seed.
+        defense: what it is trained with, as typed on the command line; one that acts on batches
+            or on the loss, such as adversarial training, and leaves the architecture as it is.
+        folded: whether batch norms are folded when it is handed out, which is quickest for input
+            gradients. Not for methods that differentiate the weights that were trained.
     """
 
     arch: str
     epochs: tuple[int, ...]
     recipe: Recipe | None = None
     index: int = 0
+    defense: str = PLAIN
+    folded: bool = True
 
 
 @dataclass(frozen=True)

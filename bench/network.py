@@ -129,13 +129,17 @@ class ScalableArch(Arch):
         return max(1, round(count * self.width))
 
 
-def freeze(network: Network, device: torch.device, precision: Precision) -> Network:
+def freeze(
+    network: Network, device: torch.device, precision: Precision, folded: bool = True
+) -> Network:
     """A copy to take input gradients of: eval mode, no weight gradients, batch norm folded.
 
     Args:
         network: trained; it is left untouched.
         device: where the copy shall live.
-        precision: `bf16` stores weights and computes in bfloat16.
+        precision: `bf16` computes in bfloat16, and stores folded weights in it, too.
+        folded: whether batch norms join the convolutions before them. Not where the weights as
+            they were trained are wanted, each by its name and in full precision.
 
     Returns:
         A network with the same outputs up to rounding.
@@ -143,10 +147,11 @@ def freeze(network: Network, device: torch.device, precision: Precision) -> Netw
     from bench.folding import fold_batch_norms
 
     frozen = copy.deepcopy(network).to(device).eval().requires_grad_(False)
-    frozen.body = fold_batch_norms(frozen.body)
+    if folded:
+        frozen.body = fold_batch_norms(frozen.body)
     frozen = frozen.to(memory_format=torch.channels_last)
     frozen.precision = precision
-    if precision == "bf16":
+    if folded and precision == "bf16":
         frozen.body.to(torch.bfloat16)
         frozen.head.to(torch.bfloat16)
     return frozen

@@ -59,6 +59,10 @@ class Iterate:
             direction = gradient.sign()
         self._levels = self._inside(self._levels - _in_levels(step_size) * direction)
 
+    def move(self, step: Tensor) -> None:
+        """X <- Pi(x + step) for a step of the caller's own, in units of [0, 1]."""
+        self._levels = self._inside(self._levels + step * 255)
+
     def _inside(self, levels: Tensor) -> Tensor:
         """First the budget, then the valid range; both are kept, since the range holds zero."""
         if self._budget.norm == "linf":

@@ -154,13 +154,15 @@ class _Planner:
         wanted = set(job.surrogate.epochs) | set(known.epochs if known else ())
         artifact = artifact_of(self._store, job)
         title = f"surrogate {canonical(job.arch, ARCHS)}"
+        if job.defended:
+            title += f" + {job.defense.title}"
         have = set((artifact.manifest() or {"facts": {"epochs": []}})["facts"]["epochs"])
         if known is None and wanted <= have:
             self._have(artifact, title)
             return None
         epochs = tuple(sorted(wanted | have))
-        forward = self._cost(job.arch)
-        work = forward * PASSES_PER_TRAINING_STEP * len(self._data.train) * epochs[-1]
+        passes = PASSES_PER_TRAINING_STEP * job.defense.cost()
+        work = self._cost(job.arch) * passes * len(self._data.train) * epochs[-1]
         size = 4.0 * self._cost.of(job.arch).parameters * len(epochs)
         self.tasks[key] = Task(key, "surrogate", title, job, work, size, frozenset(), epochs)
         return key

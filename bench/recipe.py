@@ -67,3 +67,7 @@ class Recipe(Component):
         if self.schedule == "cosine":
             return self.lr * (1 + math.cos(math.pi * done)) / 2
         return self.lr * max(1 - done, 0.0)
+
+
+FOWL = Recipe(epochs=40, milestones=(14, 24, 35), warmup_epochs=0, nesterov=True, crops="bilinear")
+"""How Fowl et al. (2021) train the networks that their protections craft with."""

@@ -193,7 +193,7 @@ def checkpoints(
         arch,
         dataset,
         surrogate.recipe or recipe,
-        Defense(),
+        build(DEFENSES, parse_one(surrogate.defense, DEFENSES)),
         seed,
         f"surrogate-{surrogate.index}",
         CPU,
@@ -203,7 +203,7 @@ def checkpoints(
     while training.epoch < max(surrogate.epochs):
         training.run_epoch()
         if training.epoch in surrogate.epochs:
-            frozen.append(freeze(training.network, CPU, "fp32"))
+            frozen.append(freeze(training.network, CPU, "fp32", surrogate.folded))
     return tuple(frozen)
 
 

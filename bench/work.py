@@ -21,7 +21,6 @@ import torch
 from bench import record
 from bench.crafting import Crafting, Monitor
 from bench.data import ImageDataset
-from bench.defense import Defense
 from bench.device import describe, peak_memory, reset_peak_memory, total_memory
 from bench.files import load_tensors, map_member, save_tensors, unnamed_array, write_text
 from bench.grid import Cell, CraftJob, SurrogateJob, held_out
@@ -93,7 +92,7 @@ class Workshop:
                     job.arch,
                     self._data.train,
                     job.recipe,
-                    Defense(),
+                    job.defense,
                     job.seed,
                     f"surrogate-{job.surrogate.index}",
                     self._device,
@@ -126,7 +125,8 @@ class Workshop:
         return f"train accuracy {row['train_acc']:.1%}"
 
     def _advance(self, job: SurrogateJob, images: int) -> None:
-        self._monitor.advance(PASSES_PER_TRAINING_STEP * self._cost(job.arch) * images)
+        per_image = PASSES_PER_TRAINING_STEP * self._cost(job.arch) * job.defense.cost()
+        self._monitor.advance(per_image * images)
 
     def _trained(self, job: SurrogateJob, precision: Precision) -> list[Network]:
         """The checkpoints of a surrogate from the store, frozen."""
@@ -142,7 +142,7 @@ class Workshop:
             if weights is None:
                 raise RuntimeError(f"{folder} is damaged; the next call makes it again")
             network.load_state_dict(weights)
-            networks.append(freeze(network, self._device, precision))
+            networks.append(freeze(network, self._device, precision, job.surrogate.folded))
         return networks
 
     def _craft(self, job: CraftJob) -> str:

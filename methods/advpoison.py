@@ -5,6 +5,10 @@ a fixed, cleanly trained surrogate f and random differentiable crops and flips T
 
     delta <- Pi(delta - alpha sign(grad CE(f(T(x + delta)), g(y)))),   g(y) = y + 1 mod K
 
+The untargeted form climbs instead, away from the true class:
+
+    delta <- Pi(delta + alpha sign(grad CE(f(T(x + delta)), y)))
+
 The settings are those of the authors' code of September 2021, whose step is a twentieth of
 epsilon; the paper does not print it, the June version took a tenth, and SEP's appendix says 1/255.
 Of several restarts the one with the least loss over all images is kept; that loss is taken once
@@ -30,13 +34,8 @@ from bench.data import chunks
 from bench.method import BoundedMethod, Surrogate
 from bench.network import Network
 from bench.pgd import Iterate, input_gradient
-from bench.recipe import Recipe
+from bench.recipe import FOWL, Recipe
 from bench.registry import METHODS
-
-SOURCE = Recipe(
-    epochs=40, milestones=(14, 24, 35), warmup_epochs=0, nesterov=True, crops="bilinear"
-)
-"""How the authors train the surrogate."""
 
 
 @METHODS.register("advpoison")
@@ -68,7 +67,7 @@ class AdversarialPoison(BoundedMethod):
 
     def surrogates(self, recipe: Recipe) -> tuple[Surrogate, ...]:
         """The last epoch of one training."""
-        source = SOURCE if self.surrogate_recipe == "own" else recipe
+        source = FOWL if self.surrogate_recipe == "own" else recipe
         return (Surrogate(self.surrogate, (source.epochs,), source),)
 
     def gradient_images(self, images: int) -> int:
@@ -92,7 +91,7 @@ class AdversarialPoison(BoundedMethod):
         def objective(x: Tensor, target_labels: Tensor, draws: torch.Generator) -> Tensor:
             offsets, mirrored = draw_shifts(len(x), self.shift, draws, job.device)
             moved = shift(x, offsets, mirrored, mean)
-            return F.cross_entropy(model(moved), target_labels, reduction="sum")
+            return self.loss(model(moved), target_labels)
 
         def perturb(images: Tensor, labels: Tensor, number: int) -> Tensor:
             draws = job.stream("restart", restart, number)
@@ -121,3 +120,19 @@ class AdversarialPoison(BoundedMethod):
     def target(self, labels: Tensor, job: Crafting) -> Tensor:
         """g(y)."""
         return (labels + self.target_shift) % job.classes
+
+    def loss(self, logits: Tensor, target_labels: Tensor) -> Tensor:
+        """What is minimised, summed over images."""
+        return F.cross_entropy(logits, target_labels, reduction="sum")
+
+
+@METHODS.register("advpoison-untargeted")
+@dataclass(frozen=True)
+class UntargetedPoison(AdversarialPoison):
+    """Adversarial examples of one surrogate that flee their own class, whichever way."""
+
+    target_shift: int = setting(0, "which class is fled: y + shift mod classes")
+
+    def loss(self, logits: Tensor, target_labels: Tensor) -> Tensor:
+        """Down this is up the cross-entropy."""
+        return -super().loss(logits, target_labels)

@@ -21,7 +21,7 @@ LEAVES_TO_USERS = [
     {"network", "decoded", "pgd"},
     {"method", "defense", "device", "release", "loading"},
     {"archs", "datasets", "recipes"},
-    {"crafting", "train", "composition", "imprint", "grid"},
+    {"crafting", "train", "composition", "imprint", "grid", "second_order"},
     {"plan", "progress", "describe", "summary"},
     {"work", "session", "tables"},
     {"worker", "plots", "thumbnails", "claims", "axes", "axis_plots"},

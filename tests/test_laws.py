@@ -38,6 +38,7 @@ METHOD_CASES = {
     "advpoison": ("advpoison:steps=2,batch=16", "advpoison:steps=1,restarts=2,batch=20"),
     "ar": ("ar", "ar:crop=2,epsilon=0.5"),
     "ar-linf": ("ar-linf",),
+    "advpoison-untargeted": ("advpoison-untargeted:steps=2,batch=16",),
     "clean": ("clean",),
     "clean-part": ("clean-part",),
     "deepconfuse": (
@@ -48,6 +49,15 @@ METHOD_CASES = {
     "cuda": ("cuda", "cuda:kernel=5,quantize=truncate", "cuda:shared=yes"),
     "file": ("file:PATH", "file:PATH,epsilon=3/255"),
     "lsp": ("lsp", "lsp:cell=4,epsilon=0.6", "lsp:quantize=truncate"),
+    "gradient-alignment": (
+        "gradient-alignment:steps=2,batch=16",
+        "gradient-alignment:steps=1,restarts=2,batch=20,update=sign",
+    ),
+    "hypo": ("hypo:steps=2", "hypo:steps=2,shift=2,batch=20"),
+    "hypo-linf": (
+        "hypo-linf:steps=2,robust_steps=1,batch=20",
+        "hypo-linf:steps=2,robust_epsilon=0,shift=none",
+    ),
     "noise": ("noise", "noise:law=gaussian", "noise:per=class", "noise:epsilon=0.02"),
     "rule": (
         "rule:iterations=4,steps=2,inner_steps=1,draws=2,batch=16",
@@ -67,6 +77,8 @@ METHOD_CASES = {
     ),
     "sham": ("sham",),
     "tue": ("tue:rounds=2,noise_steps=3,batch=16",),
+    "tensorclog": ("tensorclog:steps=2,batch=16", "tensorclog:steps=1,restarts=2,batch=20"),
+    "tensorclog-transfer": ("tensorclog-transfer:steps=3", "tensorclog-transfer:clamp=none"),
     "ule": (
         "ule:max_rounds=2,train_steps=2,noise_steps=2,batch=16",
         "ule:per=class,max_rounds=2,train_steps=2,batch=16,negatives=dropped",
