@@ -30,8 +30,10 @@ class AlexNet(ScalableArch):
 
     There is no agreed AlexNet of 32x32. This one is OPS's (Wu et al. 2023, its released code):
     channels and linear layers of Krizhevsky 2014, kernels of 3x3. Larger images are averaged down
-    to a map of 2x2 (at 224x224 take `torchvision:alexnet`). Without batch norm a high learning
-    rate stalls it: see `adapt`.
+    to a map of 2x2 (at 224x224 take `torchvision:alexnet`). Without batch norm it bears no high
+    learning rate (see `adapt`), and cannot begin with the small weights that PyTorch draws, which
+    keep it at chance for longer than the quick recipe lasts: its body begins as He et al. 2015
+    proposed.
     """
 
     paper: ClassVar[str] = "Krizhevsky 2014, One weird trick for parallelizing CNNs"
@@ -51,6 +53,10 @@ class AlexNet(ScalableArch):
         channels, features = SIDE * SIDE * widths[-1], self.channels(4096)
         for inputs in (channels, features):
             layers += [nn.Dropout(), nn.Linear(inputs, features), nn.ReLU(inplace=True)]
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
         return nn.Sequential(*layers), features
 
     def adapt(self, recipe: Recipe) -> Recipe:
