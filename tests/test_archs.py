@@ -215,11 +215,15 @@ class TestFreeze:
         exact, rounded = ours.features(images()), frozen.features(images())
         assert rounded.dtype == frozen(images()).dtype == torch.float32
         # Eight bits of significand, rounded anew at each of up to 121 layers; measured: 0.05 in
-        # the features and, in the gradients, a cosine of 0.75 in the deepest and of 0.94 in rn18.
-        assert distance(rounded, exact) < 0.1
+        # the features, 0.12 where 53 folded layers follow each other (rn50, mobilenetv2), and, in
+        # the gradients, a cosine of 0.75 in the deepest and of 0.94 in rn18.
+        assert distance(rounded, exact) < 0.15
         theirs, wanted = gradients(frozen, ours)
         assert theirs.dtype == torch.float32
-        assert torch.cosine_similarity(theirs.flatten(), wanted.flatten(), dim=0) > 0.5
+        # An untrained rn50 amplifies rounding: the fp32 gradient of images that are off by 2^-9
+        # has a cosine of 0.42 with that of the images, and this one 0.38.
+        least = 0.3 if name == "rn50" else 0.5
+        assert torch.cosine_similarity(theirs.flatten(), wanted.flatten(), dim=0) > least
 
 
 class ReadTwice(nn.Module):

@@ -330,11 +330,13 @@ class TestTraining:
     @pytest.mark.slow
     @pytest.mark.parametrize("name", [n for n in NARROW if n != "efficientnetv2-s"])
     def test_learns(self, name: str) -> None:
-        source = build(DATASETS, parse_one("synthetic:size=32,train=400", DATASETS))
+        source = build(DATASETS, parse_one("synthetic:size=32,train=200", DATASETS))
         train, test = source.load(Places(Path(), Path(), download=False))
-        recipe = Quick(epochs=15, batch_size=20, crop_padding=2, flip=False)
+        # CaiT's layers begin as next to nothing, and grow.
+        epochs = 24 if name == "cait-s" else 12
+        recipe = Quick(epochs=epochs, batch_size=20, crop_padding=2, flip=False)
         ours = training(name, recipe, train)
-        row = [ours.run_epoch() for _ in range(15)][-1]
+        row = [ours.run_epoch() for _ in range(epochs)][-1]
         assert row["train_acc"] > 0.9
         assert accuracy(ours.confusion(test)) > 0.85
 

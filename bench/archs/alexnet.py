@@ -56,6 +56,7 @@ class AlexNet(ScalableArch):
         for layer in layers:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
         return nn.Sequential(*layers), features
 
