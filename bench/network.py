@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.component import Component, setting
+from bench.recipe import Recipe
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
@@ -112,6 +113,14 @@ class Arch(Component):
         """What was changed to fit the image size, for the record; empty if nothing was."""
         del image_size
         return {}
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """The recipe by which this network is trained when `recipe` is asked for.
+
+        Most train by any; one that fails under SGD at a convolutional network's learning rate
+        changes optimizer, learning rate or weight decay, and nothing else.
+        """
+        return recipe
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from bench.component import Component, setting
 
@@ -28,6 +29,9 @@ class Recipe(Component):
     nesterov: bool = setting(False, "Nesterov's form of momentum")
     weight_decay: float = setting(5e-4, "on all parameters, biases and norms too")
     clip_grad: float | None = setting(None, "largest gradient norm, or none")
+    optimizer: Literal["sgd", "adamw"] = setting(
+        "sgd", "what steps; `adamw` has no momentum to set, and weight decay apart", added=True
+    )
     crop_padding: int = setting(4, "largest shift of a random crop, in pixels")
     crops: Literal["whole", "bilinear"] = setting(
         "whole", "shift by whole pixels into black, or by fractions into the mean colour"
@@ -67,6 +71,24 @@ class Recipe(Component):
         if self.schedule == "cosine":
             return self.lr * (1 + math.cos(math.pi * done)) / 2
         return self.lr * max(1 - done, 0.0)
+
+    def with_adamw(self) -> Self:
+        """The same course with AdamW at OPS's 5e-4 and weight decay 3e-2, as transformers need it.
+
+        A recipe that asks for AdamW itself keeps its own rate.
+        """
+        if self.optimizer == "adamw":
+            return self
+        return dataclasses.replace(self, optimizer="adamw", lr=5e-4, weight_decay=3e-2)
+
+    def at_most(self, lr: float) -> Self:
+        """The same recipe, its learning rate lowered to `lr` if it is higher."""
+        return dataclasses.replace(self, lr=min(self.lr, lr))
+
+    def departures(self, given: Recipe) -> dict[str, Any]:
+        """Settings in which this recipe differs from the one that was given, with its values."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {key: value for key, value in values.items() if value != getattr(given, key)}
 
 
 FOWL = Recipe(epochs=40, milestones=(14, 24, 35), warmup_epochs=0, nesterov=True, crops="bilinear")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "recipe": (str,),
     "recipe_label": (str,),
     "recipe_settings": (dict,),
+    "training": (dict,),
     "precision": (str,),
     "poison_ratio": (float, int),
     "holdout": (int,),
@@ -77,9 +79,13 @@ FIELDS: dict[str, tuple[type, ...]] = {
 with `epoch`, `lr`, `train_loss`, `train_acc`, `test_acc`, and `holdout_acc` when images were held
 out; `test_acc` of the last row is over all test images. `confusion[i][j]` counts clean test images
 of class i predicted as j. `budget` is {"norm", "epsilon"}; `epsilon` repeats it for l-inf methods.
+`training` has the settings in which the architecture was trained otherwise than the recipe says.
 `seconds` and `core_seconds` are the victim's training. `peak_memory` is in bytes, of the cell on a
 GPU, and on a CPU of its process since that began.
 """
+
+ADDED: dict[str, Any] = {"training": {}}
+"""Fields that older records lack, with what holds for those."""
 
 
 LATER_FIELDS: dict[str, tuple[type, ...]] = {
@@ -140,6 +146,8 @@ def read(file: Path) -> dict[str, Any]:
         raise UsageError(
             f"record {file} cannot be read ({error}); delete it and the cell runs again"
         ) from None
+    if isinstance(record, dict):
+        record = copy.deepcopy(ADDED) | record
     check(record, str(file))
     return record
 

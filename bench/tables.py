@@ -386,6 +386,7 @@ def _main_notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
     if any(MISSING in line for line in lines):
         yield f"{MISSING}: not run, or nothing to compare with."
     yield from _deviations(summary)
+    yield from _trainings(summary)
     if summary.superseded:
         one = summary.superseded == 1
         count = "1 older record" if one else f"{summary.superseded} older records"
@@ -453,6 +454,19 @@ def deviations(label: str, records: Iterable[Record], but: Collection[str] = ())
     ]
     if pairs:
         yield f"{label}: {', '.join(pairs)}"
+
+
+def _trainings(summary: Summary) -> Iterator[str]:
+    """The settings in which an architecture is trained otherwise than the recipe says."""
+    for column in summary.columns:
+        found: dict[str, Any] = {}
+        for row in summary.rows:
+            group = summary.group(row, column)
+            for record in group.done + group.failed:
+                found.update(record["training"])
+        pairs = [f"{name} {value_text(value, name)}" for name, value in sorted(found.items())]
+        if pairs:
+            yield f"{column}: trained with {', '.join(pairs)}"
 
 
 # Rows and cells.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class Training:
     Args:
         arch: what to train.
         released: all that the trainer has: uint8 images and labels.
-        recipe: how.
+        recipe: how; adapted to the architecture.
         defense: the trainer's countermeasure.
         seed: of this training.
         role: "victim" or "surrogate"; their streams differ under equal seeds.
@@ -100,6 +101,7 @@ class Training:
         memory: float = math.inf,
     ) -> None:
         self._purpose = (seed, role)
+        recipe = arch.adapt(recipe)
         self._recipe, self._defense, self._device = recipe, defense, device
         self._released = released
         prepared = defense.prepare(released, self._stream("prepare"))
@@ -109,14 +111,7 @@ class Training:
         self.network = defense.build(arch, released, self._stream("build"))
         self.network.to(device).to(memory_format=torch.channels_last)
         self.network.precision = precision
-        self._optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
-            foreach=True,
-        )
+        self._optimizer = _optimizer(self.network, recipe)
         self._epoch = 0
         self._replay: Replay | None = None
         self._last = _LastLogits()
@@ -151,21 +146,22 @@ class Training:
         seen, lr, length = 0, recipe.lr, 1 / len(self._batches)
         network.train()
         draws = self._stream("batches", self._epoch)
-        for index, (images, labels) in enumerate(self._batches.epoch(draws)):
-            lr = recipe.learning_rate(self._epoch + index * length, length)
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
-            images, soft_labels = self._defense.batch(images, labels, step)
-            self._optimizer.zero_grad()
-            loss, logits = self._learn(images, soft_labels, step)
-            if recipe.clip_grad is not None:
-                torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_grad)
-            self._optimizer.step()
-            loss_sum += loss * len(labels)
-            if logits is not None and len(logits) == len(labels):
-                correct += (logits.argmax(1) == soft_labels.argmax(1)).sum()
-            seen += len(labels)
-            advance(len(labels))
+        with _own_draws(self._stream("layers", self._epoch), self._device):
+            for index, (images, labels) in enumerate(self._batches.epoch(draws)):
+                lr = recipe.learning_rate(self._epoch + index * length, length)
+                for group in self._optimizer.param_groups:
+                    group["lr"] = lr
+                images, soft_labels = self._defense.batch(images, labels, step)
+                self._optimizer.zero_grad()
+                loss, logits = self._learn(images, soft_labels, step)
+                if recipe.clip_grad is not None:
+                    torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_grad)
+                self._optimizer.step()
+                loss_sum += loss * len(labels)
+                if logits is not None and len(logits) == len(labels):
+                    correct += (logits.argmax(1) == soft_labels.argmax(1)).sum()
+                seen += len(labels)
+                advance(len(labels))
         self._epoch += 1
         return {
             "epoch": self._epoch,
@@ -231,6 +227,34 @@ class Training:
 
     def _stream(self, *purpose: str | int) -> torch.Generator:
         return stream(*self._purpose, *purpose)
+
+
+def _optimizer(network: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(
+            network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, foreach=True
+        )
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        foreach=True,
+    )
+
+
+@contextmanager
+def _own_draws(draws: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Lend PyTorch's own generators a seed: layers such as dropout draw from no other."""
+    seed = int(torch.randint(2**62, (1,), generator=draws))
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 class _LastLogits:

@@ -393,6 +393,7 @@ class Workshop:
             "recipe": cell.recipe.name,
             "recipe_label": cell.labels["recipe"],
             "recipe_settings": cell.recipe.settings(),
+            "training": cell.arch.adapt(cell.recipe).departures(cell.recipe),
             "precision": cell.precision,
             "poison_ratio": cell.crafting.poison_ratio,
             **({"protected_classes": list(classes)} if classes is not None else {}),

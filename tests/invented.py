@@ -68,6 +68,7 @@ def record(
         "recipe": "quick",
         "recipe_label": "quick",
         "recipe_settings": {"epochs": 10, "train_images": 5000, "curve_images": 2000},
+        "training": {},
         "precision": "bf16",
         "poison_ratio": 1.0,
         "holdout": 0,

@@ -42,6 +42,11 @@ PUBLISHED = {
     "dn121": Published(1_000_618, 1_035_268, 0.125, 384, 62),
     "dn121:growth=32": Published(6_956_298, 7_048_548, 0.888, 1024, 62),
     "googlenet": Published(6_166_250, 6_258_500, 1.522, 1024, 0),
+    "rn34": Published(21_282_122, 21_328_292, 1.159, 512, 0),
+    "rn50": Published(23_520_842, 23_705_252, 1.298, 2048, 0),
+    "wrn34-10": Published(46_160_474, 46_218_164, 6.659, 640, 15),
+    "mobilenetv2": Published(2_296_922, 2_412_212, 0.091, 1280, 0),
+    "alexnet": Published(23_272_266, 23_640_996, 0.0627, 4096, 0),
 }
 SCALABLE = [name for name in PUBLISHED if ":" not in name]
 
@@ -131,7 +136,7 @@ class TestPublished:
         assert counter.get_total_flops() / 2e9 == pytest.approx(PUBLISHED[name].gmac, rel=0.01)
 
     def test_one_linear_layer_last(self) -> None:
-        for name in SCALABLE:
+        for name in set(SCALABLE) - {"alexnet"}:
             assert not any(isinstance(m, nn.Linear) for m in arch(name).body(SMALL_IMAGES)[0])
 
 
@@ -210,11 +215,15 @@ class TestFreeze:
         exact, rounded = ours.features(images()), frozen.features(images())
         assert rounded.dtype == frozen(images()).dtype == torch.float32
         # Eight bits of significand, rounded anew at each of up to 121 layers; measured: 0.05 in
-        # the features and, in the gradients, a cosine of 0.75 in the deepest and of 0.94 in rn18.
-        assert distance(rounded, exact) < 0.1
+        # the features, 0.12 where 53 folded layers follow each other (rn50, mobilenetv2), and, in
+        # the gradients, a cosine of 0.75 in the deepest and of 0.94 in rn18.
+        assert distance(rounded, exact) < 0.15
         theirs, wanted = gradients(frozen, ours)
         assert theirs.dtype == torch.float32
-        assert torch.cosine_similarity(theirs.flatten(), wanted.flatten(), dim=0) > 0.5
+        # An untrained rn50 amplifies rounding: the fp32 gradient of images that are off by 2^-9
+        # has a cosine of 0.42 with that of the images, and this one 0.38.
+        least = 0.3 if name == "rn50" else 0.5
+        assert torch.cosine_similarity(theirs.flatten(), wanted.flatten(), dim=0) > least
 
 
 class ReadTwice(nn.Module):

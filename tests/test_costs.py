@@ -1,4 +1,4 @@
-"""What crafting costs at the papers' settings, method by method, against the published procedures."""
+"""What crafting costs at the papers' settings, method by method, against the publications."""
 
 import pytest
 

@@ -3,19 +3,15 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from bench.network import ScalableArch
+from bench.archs.residual import BasicBlock, ResidualArch, Stage
 from bench.registry import ARCHS
-
-STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
-"""Channels, and the stride of the first of two blocks."""
 
 
 @ARCHS.register("rn18")
 @dataclass(frozen=True)
-class ResNet18(ScalableArch):
+class ResNet18(ResidualArch):
     """ResNet-18 with a 3x3 stem and no max-pool; 11.2 M parameters.
 
     layer     output       built from
@@ -28,46 +24,9 @@ class ResNet18(ScalableArch):
     """
 
     paper: ClassVar[str] = "He et al. 2016, Deep Residual Learning for Image Recognition"
+    stages: ClassVar = (Stage(64, 2, 1), Stage(128, 2, 2), Stage(256, 2, 2), Stage(512, 2, 2))
 
-    def body(self, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
-        """From (b, 3, h, w) to (b, 512) at width 1."""
-        del image_size  # every layer adapts
-        channels = self.channels(64)
-        layers: list[nn.Module] = [
-            nn.Conv2d(3, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-        ]
-        for count, first_stride in STAGES:
-            for stride in (first_stride, 1):
-                layers.append(BasicBlock(channels, self.channels(count), stride))
-                channels = self.channels(count)
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, added to what came in.
-
-    Args:
-        inputs: channels of (b, inputs, h, w).
-        outputs: channels of (b, outputs, h / stride, w / stride).
-        stride: of the first convolution and of the shortcut.
-    """
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            self.shortcut.append(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
-            self.shortcut.append(nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, inputs, h, w) to (b, outputs, h / stride, w / stride)."""
-        return F.relu_(self.residual(x).add_(self.shortcut(x)))
+    def block(self, stage: Stage, inputs: int, outputs: int, stride: int) -> nn.Module:
+        """Two 3x3 convolutions."""
+        del stage
+        return BasicBlock(inputs, outputs, stride)

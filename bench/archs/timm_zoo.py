@@ -27,16 +27,20 @@ class Timm(ZooArch):
 
     def names(self) -> list[str]:
         """Every architecture that timm lists."""
-        return _timm().list_models()
+        return timm_library().list_models()
+
+    def original(self) -> nn.Module:
+        """The network for the images that timm made it for."""
+        return timm_library().create_model(self.model, pretrained=False)
 
     def create(self, image_size: tuple[int, int]) -> tuple[nn.Module, str]:
         """The network with its classifier taken off, and what was done to its stem."""
-        timm = _timm()
+        timm = timm_library()
         options = {"pretrained": False, "num_classes": 0}
         if timm.models.get_pretrained_cfg_value(self.model, "fixed_input_size"):
             options["img_size"] = image_size
             if is_small(image_size):
-                patch = _patch(image_size)
+                patch = patch_size(image_size)
                 try:
                     model = timm.create_model(self.model, patch_size=patch, **options)
                 except TypeError:  # it has no such setting
@@ -48,8 +52,8 @@ class Timm(ZooArch):
         return model, keep_resolution(model) if is_small(image_size) else "stem unchanged"
 
 
-def _patch(image_size: tuple[int, int]) -> int:
-    """The largest square of which eight or more fit exactly into each side."""
+def patch_size(image_size: tuple[int, int]) -> int:
+    """The largest square, in pixels, of which eight or more fit exactly into each side."""
     fitting = (
         patch
         for patch in range(min(image_size) // 8, 1, -1)
@@ -58,7 +62,12 @@ def _patch(image_size: tuple[int, int]) -> int:
     return next(fitting, 1)
 
 
-def _timm() -> ModuleType:
+def timm_library() -> ModuleType:
+    """The library, imported now.
+
+    Raises:
+        UsageError: if it cannot be.
+    """
     try:
         import timm
     except (ImportError, RuntimeError, OSError) as error:

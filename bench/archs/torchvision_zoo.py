@@ -35,6 +35,11 @@ class Torchvision(ZooArch):
         models = _torchvision().models
         return models.list_models(module=models)
 
+    def original(self) -> nn.Module:
+        """The network for the images that torchvision made it for."""
+        options = OPTIONS.get(self.model, {})
+        return _torchvision().models.get_model(self.model, weights=None, **options)
+
     def create(self, image_size: tuple[int, int]) -> tuple[nn.Module, str]:
         """The network with its classifier taken off, and what was done to its stem."""
         options = dict(OPTIONS.get(self.model, {}))

@@ -1,9 +1,11 @@
-"""What the libraries of models share: a name to look up, a stem to fit, features to expose."""
+"""What the libraries of models share: a name, a stem to fit, features, a way of training."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 from dataclasses import MISSING, dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch import nn
 from bench.component import setting
 from bench.errors import UsageError
 from bench.network import Arch
+from bench.recipe import Recipe
 
 SMALL = 64
 """Images with a shorter side below this many pixels get another stem.
@@ -23,7 +26,9 @@ STEM_POOLS = ("maxpool", "maxpool1", "pool0", "features.pool0", "stem.pool")
 
 @dataclass(frozen=True)
 class ZooArch(Arch):
-    """A network of another library, untrained; a subclass writes `names` and `create`."""
+    """A network of another library; a subclass writes `names`, `original` and `create`."""
+
+    version: ClassVar[int] = 2  # since then by `adapt`, and dropout draws from the cell's seed
 
     model: str = setting(MISSING, "the library's name of the network")
 
@@ -36,6 +41,10 @@ class ZooArch(Arch):
 
     def names(self) -> list[str]:
         """Every model that the library has."""
+        raise NotImplementedError
+
+    def original(self) -> nn.Module:
+        """The library's network as it comes, untrained."""
         raise NotImplementedError
 
     def create(self, image_size: tuple[int, int]) -> tuple[nn.Module, str]:
@@ -64,6 +73,36 @@ class ZooArch(Arch):
             return {}
         with torch.random.fork_rng(devices=[]):
             return {"stem": self.create(image_size)[1]}
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """By what the network normalises with, which says what it was made to be trained by.
+
+        With more layer norms than batch norms, as transformers have, by AdamW; with no
+        normalisation at all, as VGG without batch norm, by SGD at .01 (SEP's rate for that one)
+        or less; any other as the recipe says.
+        """
+        layer_norms, batch_norms, others = _norms(self)
+        if layer_norms > batch_norms:
+            return recipe.with_adamw()
+        return recipe if batch_norms or others else recipe.at_most(0.01)
+
+
+@functools.cache
+def _norms(arch: ZooArch) -> tuple[int, int, int]:
+    """How many layer norms, batch norms and other norms a network has, by the names of classes."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):  # which costs neither time nor memory
+                model = arch.original()
+        except Exception:  # noqa: BLE001 - some look at values while they are made
+            model = arch.original()
+    kinds = [
+        " ".join(cls.__name__.lower() for cls in type(module).__mro__) for module in model.modules()
+    ]
+    norms = [kind for kind in kinds if "norm" in kind]
+    layer = sum("layernorm" in kind or "rmsnorm" in kind for kind in norms)
+    batch = sum("batchnorm" in kind for kind in norms)
+    return layer, batch, len(norms) - layer - batch
 
 
 def is_small(image_size: tuple[int, int]) -> bool:
