@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.errors import UsageError
 from bench.summary import Spread, Summary
@@ -79,27 +80,34 @@ def read_claims(folder: Path) -> list[Claim]:
         return []
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8"))["claim"]
-        return [Claim(*(tuple(one[key]) for key in ("above", "below", "archs"))) for one in found]
+        return [Claim(*(_names(one[key]) for key in ("above", "below", "archs"))) for one in found]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{file} is not understood ({error}); it needs [[claim]] with above, below and archs"
+            f"{file} is not understood ({error}); it needs [[claim]] with above, below and archs, "
+            "each a list of names"
         ) from None
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        raise TypeError(f"{value!r} is no list of names")
+    return tuple(value)
+
+
 def verdicts(summary: Summary, claims: Sequence[Claim]) -> list[Verdict]:
-    """Each claim, method of its lower group and architecture, without defense."""
+    """Each claim, row of its lower group and architecture, without defense."""
     found = []
     for claim in claims:
         for arch in claim.archs:
-            above = {method: _spread(summary, method, arch) for method in claim.above}
-            ends = {m: s.mean - half_width(s) if s.n > 1 else math.nan for m, s in above.items()}
-            missing = [method for method, end in ends.items() if math.isnan(end)]
-            lowest = missing[0] if missing else min(ends, key=lambda method: ends[method])
+            above = {k: s for name in claim.above for k, s in _spreads(summary, name, arch)}
+            ends = {k: s.mean - half_width(s) for k, s in above.items()}
+            unknown = [key for key, end in ends.items() if math.isnan(end)]
+            lowest = unknown[0] if unknown else min(ends, key=lambda key: ends[key])
             for method in claim.below:
-                spread = _spread(summary, method, arch)
-                upper = spread.mean + half_width(spread)
-                count = min(spread.n, *(s.n for s in above.values()))
-                found.append(Verdict(method, arch, upper, ends[lowest], lowest, count))
+                for (label, column), spread in _spreads(summary, method, arch):
+                    upper = spread.mean + half_width(spread)
+                    count = min(spread.n, *(s.n for s in above.values()))
+                    found.append(Verdict(label, column, upper, ends[lowest], lowest[0], count))
     return found
 
 
@@ -139,15 +147,14 @@ def claims_table(summary: Summary, claims: Sequence[Claim]) -> Table:
     )
 
 
-def _spread(summary: Summary, method: str, arch: str) -> Spread:
-    """Final accuracies of a method without defense on an architecture, over victim seeds."""
-    values = [
-        record["final_test_acc"]
+def _spreads(summary: Summary, method: str, arch: str) -> list[tuple[tuple[str, str], Spread]]:
+    """Labels and final accuracies of each row and column of these names; one of none if none is."""
+    found = [
+        ((summary.method_label(row), str(column)), group.spread("final_test_acc"))
         for (row, column), group in summary.groups.items()
         if (row.method, row.defense) == (method, "none") and column.arch == arch
-        for record in group.done
     ]
-    return Spread.of(values)
+    return found or [((method, arch), Spread.of([]))]
 
 
 def _percent(value: float) -> str:

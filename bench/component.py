@@ -126,7 +126,7 @@ def parse(text: str, registry: Registry) -> list[Spec]:
     """
     groups: list[list[list[str]]] = []  # components, of which each is joined of some, in pieces
     for piece in split(text):
-        first, *others = split(piece, _JOINT) if registry.joinable else [piece]
+        first, *others = _joined(piece, registry)
         if _SETTING.match(first):
             if not groups:
                 raise UsageError(f"'{piece}' stands before any {registry.kind} in '{text}'")
@@ -143,6 +143,17 @@ def parse(text: str, registry: Registry) -> list[Spec]:
             f"no {registry.kind} given; choose from: {', '.join(registry.entries)}, or all"
         )
     return specs
+
+
+def _joined(piece: str, registry: Registry) -> list[str]:
+    """The parts of a piece; a file's name is left whole unless every plus precedes a known name."""
+    parts = split(piece, _JOINT) if registry.joinable else [piece]
+    head = parts[0].partition(":")[0].strip()
+    if head in registry.entries and registry.entry(head).argument is not None:
+        names = (part.partition(":")[0].strip() for part in parts[1:])
+        if not all(name in registry.entries for name in names):
+            return [piece]
+    return parts
 
 
 def _named(registry: Registry, pieces: Sequence[str]) -> list[Spec]:
@@ -206,7 +217,7 @@ def variants(spec: Spec, registry: Registry) -> Iterator[Spec]:
 def _choices(text: str, hint: Any) -> list[str]:
     marks = ("[[", "]]") if typing.get_origin(hint) is tuple else ("[", "]")
     swept = text.startswith(marks[0]) and text.endswith(marks[1])
-    return split(text[1:-1]) or [text] if swept else [text]
+    return [unwrap(piece) for piece in split(text[1:-1])] or [text] if swept else [text]
 
 
 _COMMA = re.compile(",")
@@ -305,7 +316,7 @@ def coerce(text: str, hint: Any) -> Any:
         return text
     if origin is tuple:
         inner = text[1:-1] if text.startswith("[") else text
-        return tuple(coerce(piece, options[0]) for piece in split(inner))
+        return tuple(coerce(unwrap(piece), options[0]) for piece in split(inner))
     if hint is bool:
         words = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
         if text.lower() not in words:

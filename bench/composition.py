@@ -21,12 +21,13 @@ class Composition(Method):
     """Perturbations that are crafted on the clean images independently, and added.
 
     Every part is crafted and released as if it stood alone, so that its 8-bit images are shared
-    with a run of that part; then in the order of the parts
+    with a run of that part; then
 
         x' = clip(x + delta_1 + delta_2 + ...)
 
-    except that a part that sets pixels (`Method.overwrites`) sets them, whatever lies below: as
-    SEP's Table 3 mixes l-inf with l2 and with a pixel. The budget is the sum of the budgets.
+    except that parts that set pixels (`Method.overwrites`) set them last, in the order in which
+    they stand: as SEP's Table 3 mixes l-inf with l2 and with a pixel. The budget is the sum of the
+    budgets.
     """
 
     joint: ClassVar[str] = "+"
@@ -67,24 +68,47 @@ class Composition(Method):
         """The sum, in whole grey levels."""
         clean = job.dataset
         layers = [job.part(number) for number in range(len(self.parts))]
-        set_pixels = [
-            changed_pixels(clean, layer, job.mask) if part.overwrites else None
-            for part, layer in zip(self.parts, layers, strict=True)
-        ]
+        pixels = self.set_pixels(job)
         delta = job.blank()
         for rows in chunks(job.mask.nonzero().flatten(), portion(delta)):
-            below, labels = clean.images[rows].to(torch.int16), clean.labels[rows]
-            levels = torch.zeros_like(below)
-            for layer, pixels in zip(layers, set_pixels, strict=True):
-                own = layer[rows].to(torch.int16) - below
-                if pixels is None:
-                    levels += own
-                else:
-                    levels = torch.where(pixels[labels][:, None], own, levels)
-            # What leaves the valid range is cut off here: it would count against the budget.
-            levels = (below + levels).clamp(0, 255) - below
-            delta[rows] = levels.float() / 255
+            images, labels = clean.images[rows], clean.labels[rows]
+            laid = self.lay(images, [layer[rows] for layer in layers], pixels, labels)
+            delta[rows] = (laid.to(torch.int16) - images).float() / 255
         return delta
+
+    def set_pixels(self, job: Crafting) -> list[Tensor | None]:
+        """For each part the pixels that it sets, (classes, h, w) bool, or None if it adds."""
+        return [
+            changed_pixels(job.dataset, job.part(number), job.mask) if part.overwrites else None
+            for number, part in enumerate(self.parts)
+        ]
+
+    def lay(
+        self,
+        clean: Tensor,
+        layers: Sequence[Tensor],
+        pixels: Sequence[Tensor | None],
+        labels: Tensor,
+    ) -> Tensor:
+        """Lay what the parts made of images over each other.
+
+        Args:
+            clean: (b, 3, h, w) uint8.
+            layers: the same images as each part released them.
+            pixels: from `set_pixels`.
+            labels: (b,), whose pixels are set.
+
+        Returns:
+            (b, 3, h, w) uint8.
+        """
+        laid = clean.to(torch.int16)
+        for layer, chosen in zip(layers, pixels, strict=True):
+            if chosen is None:
+                laid = laid + layer.to(torch.int16) - clean
+        for layer, chosen in zip(layers, pixels, strict=True):
+            if chosen is not None:
+                laid = torch.where(chosen[labels][:, None], layer.to(torch.int16), laid)
+        return laid.clamp(0, 255).to(torch.uint8)
 
     def _of_parts(self, facts: Any) -> dict[str, Any]:
         names = [part.name for part in self.parts]

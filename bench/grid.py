@@ -14,7 +14,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from bench.component import Component, Spec, build, canonical, parse, parse_one, split, variants
+from bench.component import (
+    Component,
+    Spec,
+    bracket,
+    build,
+    canonical,
+    parse,
+    parse_one,
+    split,
+    variants,
+)
 from bench.composition import Composition, parts_of
 from bench.data import DatasetSource, ImageDataset, Splits, balanced_rows
 from bench.decoded import channel_statistics
@@ -81,6 +91,8 @@ class Grid:
                 object.__setattr__(self, name, _each(getattr(self, name), kind))
         if not self.seeds:
             raise UsageError("no seeds given; write --seeds 0 or --seeds 0,1,2")
+        if not self.poison_ratio or self.epsilon == ():
+            raise UsageError("an empty list of poison ratios or radii leaves nothing to run")
         for ratio in self.poison_ratio:
             if not 0 <= ratio <= 1:
                 raise UsageError(f"poison ratio {ratio:g} must lie between 0 and 1")
@@ -230,6 +242,12 @@ class CraftJob:
         """A label for people."""
         return slugify(self.method.title)
 
+    def called(self, label: str) -> str:
+        """A method's label with what else tells crafted sets of one grid apart."""
+        if any(key.endswith("epsilon") for key in self.method.deviations()):
+            label += f" {self.method.budget}" if "epsilon" not in label else ""
+        return label if self.poison_ratio == 1 else f"{label} at ratio {self.poison_ratio:g}"
+
     def mask(self, labels: Tensor) -> Tensor:
         """Which of the training images, given their labels (n,), are protected; (n,) bool."""
         return draw_mask(labels, self.poison_ratio, self.seed, self.classes)
@@ -281,7 +299,8 @@ class Cell:
     def title(self) -> str:
         """The cell in progress lines."""
         defense = "" if self.defense.name == "none" else f" + {self.labels['defense']}"
-        return f"{self.labels['method']}{defense} × {self.labels['arch']}, seed {self.seed}"
+        method = self.crafting.called(self.labels["method"])
+        return f"{method}{defense} × {self.labels['arch']}, seed {self.seed}"
 
 
 class Expansion:
@@ -306,6 +325,10 @@ class Expansion:
         if grid.clean_part:
             methods.insert(1, Spec(CLEAN_PART))
         self.methods = self._components(methods, METHODS, self._method)
+        for label, method in self.methods:
+            parts = parts_of(method)
+            if len({key_of(part.identity()) for part in parts}) < len(parts):
+                raise UsageError(f"'{label}' joins a method with itself; nothing would be new")
         if grid.epsilon is not None and not any(
             takes_epsilon(type(part))
             for _, method in self.methods
@@ -321,16 +344,22 @@ class Expansion:
                 f"holdout {self.grid.holdout} leaves nothing of {len(data.train)} training images"
             )
         classes = self._protected_classes(data.train)
+        usual = [data.train.classes.index(name) for name in self.source.protected_classes]
         cells: dict[str, Cell] = {}
         for ratio, (method_label, method) in itertools.product(
             self.grid.poison_ratio, self.methods
         ):
+            method = _fitted(method, data.train, usual)
             crafting = self._crafting(method, data.train.digest, ratio, classes)
-            if method.unprotected_only and bool(crafting.mask(data.train.labels).all()):
-                raise UsageError(
-                    f"{method.name} leaves no image at poison ratio {ratio:g}; "
-                    "protect fewer with --poison-ratio or --protect-classes"
-                )
+            if method.unprotected_only:
+                left = int((~crafting.mask(data.train.labels)).sum())
+                if not left and len(self.grid.poison_ratio) > 1:
+                    continue  # the other ratios have a clean part
+                if left <= self.grid.holdout:
+                    raise UsageError(
+                        f"{method.name} leaves {left} images at poison ratio {ratio:g}; protect "
+                        "or hold out fewer with --poison-ratio, --protect-classes or --holdout"
+                    )
             for defense_label, defense in self.defenses:
                 for arch_label, arch in self.archs:
                     labels = {
@@ -357,7 +386,10 @@ class Expansion:
 
     def _protected_classes(self, train: ImageDataset) -> tuple[int, ...] | None:
         """Indices of the only classes that are protected, or None for all."""
-        typed = split(self.grid.protect_classes) or list(self.source.protected_classes)
+        typed = split(self.grid.protect_classes)
+        if self.grid.protect_classes and not typed:
+            raise UsageError("--protect-classes: no class given")
+        typed = typed or list(self.source.protected_classes)
         if typed in ([], ["all"]):
             return None
         found = sorted({index for piece in typed for index in _classes(piece, train)})
@@ -409,7 +441,10 @@ class Expansion:
 
     def _method_of(self, spec: Spec, epsilon: float | None) -> Method:
         if spec.joined:
-            return Composition(tuple(self._method_of(part, epsilon) for part in spec.joined))
+            parts = tuple(self._method_of(part, epsilon) for part in spec.joined)
+            if any(part.unprotected_only for part in parts):
+                raise UsageError(f"'{spec.name}': {CLEAN_PART} is a control and cannot be joined")
+            return Composition(parts)
         given = {}
         if epsilon is not None and takes_epsilon(METHODS.get(spec.name)):
             given["epsilon"] = epsilon
@@ -426,6 +461,13 @@ class Expansion:
         """An architecture as typed, with the recipe's width unless it says its own."""
         (made,) = self._arch(parse_one(arch, ARCHS))
         return canonical(made, ARCHS)
+
+
+def _fitted(method: Method, train: ImageDataset, protected: list[int]) -> Method:
+    """A method, or each part of a composition, fitted to the data."""
+    if isinstance(method, Composition):
+        return Composition(tuple(_fitted(part, train, protected) for part in method.parts))
+    return method.fitted(train, protected)
 
 
 def takes_epsilon(method: type) -> bool:
@@ -469,7 +511,9 @@ def _label(component: Component, plain: Component) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list):
+        return f"[{','.join(bracket(_short(item)) for item in value)}]"
+    return f"{value:.4g}" if isinstance(value, float) else bracket(str(value))
 
 
 def held_out(count: int, holdout: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bench.composition import Composition
 from bench.crafting import Crafting
 from bench.data import ImageDataset, chunks, portion
 from bench.method import Method
@@ -20,7 +21,8 @@ def imprinted(
     """Clean test images that carry the perturbations of given classes.
 
     Where a method does not say how its shortcut is put on an image (`Method.imprint`), the
-    perturbations of protected training images of that class are lent, one after the other.
+    perturbations of protected training images of that class are lent, one after the other. The
+    parts of a composition are put on separately and laid over each other as in crafting.
 
     Args:
         method: whose perturbation.
@@ -33,6 +35,13 @@ def imprinted(
     Returns:
         The images under their true labels.
     """
+    if isinstance(method, Composition):
+        layers = [
+            imprinted(part, job, job.part(number), test, carried).images
+            for number, part in enumerate(method.parts)
+        ]
+        laid = method.lay(test.images, layers, method.set_pixels(job), carried)
+        return test.with_images(laid)
     lenders = _lenders(job, carried)
     images = torch.empty_like(test.images)
     for rows in chunks(torch.arange(len(test)), portion(test.images)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -57,8 +58,8 @@ class Method(Component):
     unprotected_only: ClassVar[bool] = False
     """Whether victims are trained on the unprotected images alone: a control, not a protection."""
     overwrites: ClassVar[bool] = False
-    """Whether it sets pixels rather than adding to them. Composed with other methods it then has
-    the last word on the pixels that it changes in any image of a class."""
+    """Whether it sets pixels rather than adding to them. Composed with other methods it has the
+    last word on the pixels that it changes in any image of a class, wherever it stands."""
 
     @property
     def budget(self) -> Budget | BudgetSum:
@@ -76,6 +77,16 @@ class Method(Component):
         """
         del recipe
         return ()
+
+    def fitted(self, train: ImageDataset, protected: Sequence[int]) -> Method:
+        """The same with the settings that depend on the data, where they were left open.
+
+        Args:
+            train: the clean training images.
+            protected: the classes that the data set's paper protects, if those are not all.
+        """
+        del train, protected
+        return self
 
     def check(self, train: ImageDataset, rows: Tensor, total: int) -> None:
         """Look whether `craft` can work on these images, before anything is trained for it.
@@ -118,8 +129,9 @@ class Method(Component):
             labels: (b,) int64, whose shortcut each image shall carry.
 
         Returns:
-            (b, 3, h, w) uint8; or None where delta does not depend on the image it is for, so
-            that the delta of any protected image of the class will do.
+            (b, 3, h, w) uint8; or None, upon which each image is lent the delta of a protected
+            image of the class. That is exact where delta does not depend on the image it is for,
+            and otherwise asks whether what is common to the class carries over.
         """
         del job, images, labels
         return None

@@ -14,7 +14,7 @@ from bench.errors import UsageError
 from bench.grid import Cell, CraftJob, SurrogateJob, TrainingData
 from bench.method import Method
 from bench.network import Arch, Precision, freeze
-from bench.registry import ARCHS
+from bench.registry import ARCHS, METHODS
 from bench.store import Artifact, Store, key_of
 
 Job = SurrogateJob | CraftJob | Cell
@@ -109,10 +109,13 @@ class _Planner:
         """A victim, and what it needs."""
         recipe, data = cell.recipe, self._data
         crafted = key_of(cell.crafting.identity)
-        to_craft = self._craft(cell.crafting, cell.labels["method"])
+        to_craft = self._craft(cell.crafting, cell.crafting.called(cell.labels["method"]))
         needs = frozenset({crafted}) if to_craft else frozenset[str]()
         forward = self._cost(cell.arch)
-        images = (len(data.train) - cell.holdout) * recipe.epochs
+        trained = len(data.train) - cell.holdout
+        if cell.crafting.method.unprotected_only:
+            trained -= self._protected(cell.crafting)
+        images = trained * recipe.epochs
         curve = min(recipe.curve_images or len(data.test), len(data.test)) + cell.holdout
         tested = curve * (recipe.epochs - 1) + len(data.test) + cell.holdout + 2 * curve
         work = forward * (PASSES_PER_TRAINING_STEP * images * cell.defense.cost() + tested)
@@ -130,9 +133,9 @@ class _Planner:
             job.method.check(self._data.train, self._data.rows, self._data.total)
             needs = {k for s in job.surrogates if (k := self._surrogate(s))}
             for part in job.parts:
-                if self._craft(part, part.method.title):
+                if self._craft(part, part.called(canonical(part.method, METHODS))):
                     needs.add(key_of(part.identity))
-            images = round(len(self._data.train) * job.poison_ratio)
+            images = self._protected(job)
             work = job.method.gradient_images(images) * self._cost.of_gradient(job.method)[0]
             size = self._data.train.images.numel()
             self.tasks[key] = Task(
@@ -146,6 +149,10 @@ class _Planner:
                 temporary=(4 + 1) * size,
             )
         return missing
+
+    def _protected(self, job: CraftJob) -> int:
+        """How many training images are protected."""
+        return int(job.mask(self._data.train.labels).sum())
 
     def _surrogate(self, job: SurrogateJob) -> str | None:
         """Plan a surrogate training; returns its key if it is still to be made."""

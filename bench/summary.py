@@ -8,7 +8,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -89,11 +89,12 @@ class Context:
 class Row:
     """A line of a table: a defense and a method, each with all of its settings."""
 
+    # Labels tell how it was typed, which may differ between seeds of one row.
     defense: str
-    defense_label: str
+    defense_label: str = field(compare=False)
     defense_settings: str
     method: str
-    method_label: str
+    method_label: str = field(compare=False)
     method_settings: str
     norm: str
     epsilon: float | tuple[float, ...] | None

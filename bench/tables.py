@@ -38,8 +38,8 @@ SMALL_SCALE = (
     "means nothing."
 )
 SHORTCUT_NOTE = (
-    "A perturbation that depends on the image is computed for the test image; others are lent by "
-    "training images of the class."
+    "A shortcut that is a rule is put on the test image; otherwise the perturbation of a training "
+    "image of the class is lent to it, which tells what the class's perturbations have in common."
 )
 LOW_NOTE = (
     f"{LOW}: train accuracy {100 * LOW_TRAIN_GAP:.0f} points or more below the control's "
@@ -280,7 +280,9 @@ def shortcut_table(summary: Summary) -> Table:
     caption = (
         "Did the victims learn the shortcut? Accuracy in percent on clean test images, on test "
         "images that carry their own class's perturbation (own) and on such that carry the next "
-        "class's (next), and how many of the latter are taken for that class (followed)."
+        "class's (next), and how many of the latter are taken for that class (followed). The last "
+        "three are of those test images that a point of the curve is taken on, and of protected "
+        "classes only."
     )
     import pandas as pd
 

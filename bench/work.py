@@ -298,7 +298,7 @@ class Workshop:
 
     def _shortcut(
         self, cell: Cell, training: Training, crafted: Artifact
-    ) -> dict[str, float] | None:
+    ) -> dict[str, float | None] | None:
         """How the victim takes test images that carry a class's perturbation; see `record`."""
         method = cell.crafting.method
         job = self._crafting(cell.crafting)
@@ -316,7 +316,10 @@ class Workshop:
             self._monitor.advance(self._cost(cell.arch) * len(test))
             return training.confusion(imprinted(method, job, released, test, carried))
 
-        own, other = confusion(test.labels), confusion(following[test.labels])
+        own = confusion(test.labels)
+        if len(classes) < 2:  # there is no other shortcut to follow
+            return {"own_acc": accuracy(own), "next_acc": None, "next_followed": None}
+        other = confusion(following[test.labels])
         followed = int(other[torch.arange(len(following)), following].sum())
         return {
             "own_acc": accuracy(own),

@@ -77,7 +77,8 @@ class ConvolutionShortcut(Method):
     def _change(self, images: Tensor, kernel: Tensor) -> Tensor:
         """X' - x under one filter (size, size), for images (b, 3, h, w) uint8."""
         x = images.float() / 255
-        blurred = F.conv2d(x, kernel.expand(3, 1, -1, -1), padding=self.kernel // 2, groups=3)
+        with torch.backends.cudnn.flags(allow_tf32=False):  # ten bits would move grey levels
+            blurred = F.conv2d(x, kernel.expand(3, 1, -1, -1), padding=self.kernel // 2, groups=3)
         released = blurred / blurred.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
         if self.quantize == "truncate":
             released = (released * 255).floor() / 255

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -45,7 +46,7 @@ class LinearlySeparable(BoundedMethod):
 
     epsilon: float = setting(
         6 / 255 * math.sqrt(3 * 32 * 32),
-        "l2 norm, at 32 pixels; it grows with the side of the image, to 9.127 at 224",
+        "l2 norm; this one is replaced by that of the same 6/255 on images of other sizes",
     )
     cell: int = setting(8, "side of a cell in pixels; 32 for images of 224")
     separation: float = setting(10.0, "half the distance of neighbouring clusters")
@@ -60,6 +61,14 @@ class LinearlySeparable(BoundedMethod):
     def budget(self) -> Budget:
         """The ball; none for what truncation makes of it."""
         return super().budget if self.quantize == "round" else Budget("none")
+
+    def fitted(self, train: ImageDataset, protected: Sequence[int]) -> LinearlySeparable:
+        """The default norm grows with the side of the image, to 9.127 at 224 pixels."""
+        del protected
+        if self.epsilon != type(self).epsilon:
+            return self
+        height, width = train.image_size
+        return replace(self, epsilon=6 / 255 * math.sqrt(3 * height * width))
 
     def check(self, train: ImageDataset, rows: Tensor, total: int) -> None:
         """Look whether cells fill the image and are enough for all classes."""

@@ -10,7 +10,7 @@ The released code has instead the mean of |x[c, p] - xi[c]| over images and chan
 their standard deviation; that is the default here, `paper` is the equation above, and `art` the
 Adversarial Robustness Toolbox's E[u / 3] - Var[u / 3]. A pair that an earlier class has taken
 scores 0 for later ones, but not with `art`. Of several pixels the best pairs of the same table are
-taken; where two of them name one position, the better has the last word.
+taken, from the best to the worst; where two of them name one position, the later overwrites.
 
 Since |x - 1| = 1 - x, all scores follow from the sums and the sums of products of a class's grey
 levels, which are whole numbers: nothing is rounded before the division, and among equals the last
@@ -81,7 +81,7 @@ class OnePixelShortcut(Method):
 
 
 def paint(images: Tensor, chosen: Tensor, pairs: list[tuple[int, int]]) -> None:
-    """Set pixels of some images in place, the first pair last.
+    """Set pixels of some images in place, one pair after the other.
 
     Args:
         images: (b, 3, h, w) uint8.
@@ -89,7 +89,7 @@ def paint(images: Tensor, chosen: Tensor, pairs: list[tuple[int, int]]) -> None:
         pairs: position in reading order, and number of the colour.
     """
     width = images.shape[3]
-    for position, colour in reversed(pairs):
+    for position, colour in pairs:
         pixel = torch.from_numpy(COLOURS[colour] * 255).to(images)
         place = images[:, :, position // width, position % width]  # a view
         place[chosen] = pixel

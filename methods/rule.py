@@ -13,8 +13,9 @@ One visit to a batch begins at a fresh delta ~ U(-rho_u, rho_u) and takes K_u st
     delta <- Pi(delta - a_u sign(sum over j of  (dz_j / dx)^T grad CE(f(z_j^a), y)))
 
 so that z^a moves one to one with z: the inner maximum is not differentiated. Then delta is stored
-in whole grey levels, and theta takes one step of SGD on t(x + delta) after PGD, with a new t. After
-all visits every batch of one more shuffled pass gets its final noise. That pass, too, leaves out
+in whole grey levels (Pi keeps x + delta in [0, 1], too, where the code cuts it off only when it is
+looked at), and theta takes one step of SGD on t(x + delta) after PGD, with a new t. After all
+visits every batch of one more shuffled pass gets its final noise. That pass, too, leaves out
 the last partial batch, whose images keep an older noise, or none if they were never visited.
 
 The defaults are the released code's on CIFAR-10. Its ImageNet subset takes

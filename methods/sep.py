@@ -23,7 +23,8 @@ before).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -60,6 +61,15 @@ class Stepping(BoundedMethod):
         super().__post_init__()
         if self.steps < 0:
             raise ValueError("steps must be 0 or more")
+
+    def fitted(self, train: ImageDataset, protected: Sequence[int]) -> Stepping:
+        """Where a paper protects some classes, targets go half round among these."""
+        if self.target_labels or self.target_shift is not None or not protected:
+            return self
+        table = list(self.targets(len(train.classes)).tolist())
+        for rank, label in enumerate(protected):
+            table[label] = protected[(rank + len(protected) // 2) % len(protected)]
+        return replace(self, target_labels=tuple(table))
 
     def check(self, train: ImageDataset, rows: Tensor, total: int) -> None:
         """A table of targets must fit the classes."""

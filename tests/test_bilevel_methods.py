@@ -240,7 +240,7 @@ def test_passes_are_shuffled_and_whole() -> None:
         assert len(set(batches)) == 20
         passes.append(batches)
     assert passes[0] != passes[1]
-    few = visits(trained=0, mask=draw_mask(24, 0.25, 0))
+    few = visits(trained=0, mask=draw_mask(torch.zeros(24, dtype=torch.int64), 0.25, 0))
     assert sorted(few.places().tolist()) == list(range(6))  # fewer than a batch are one
 
 
@@ -279,7 +279,10 @@ def test_rule_takes_the_gradients_it_announces(more: str, monkeypatch: pytest.Mo
         return input_gradient(objective, images)
 
     monkeypatch.setattr(rule, "input_gradient", counted)
-    made, crafting = method(RULE, more), job(mask=draw_mask(24, 0.75, 0))
+    made, crafting = (
+        method(RULE, more),
+        job(mask=draw_mask(torch.zeros(24, dtype=torch.int64), 0.75, 0)),
+    )
     made.craft(crafting)
     learned = 5 * (18 if "batch" in more else 10)
     assert crafting.gradient_images == made.gradient_images(18) == taken + learned
@@ -422,7 +425,7 @@ def test_last_generators_noise_stays_inside_epsilon() -> None:
         state.run_epoch()
     torch.testing.assert_close(delta, state.noise(unit()))
     assert 0.5 * EPSILON < float(delta.abs().max()) <= EPSILON * (1 + 1e-6)
-    half = draw_mask(24, 0.5, 0)
+    half = draw_mask(torch.zeros(24, dtype=torch.int64), 0.5, 0)
     assert made.craft(job(mask=half))[~half].eq(0).all()
 
 

@@ -46,10 +46,10 @@ def test_a_claim_holds_only_beyond_both_intervals() -> None:
 
 
 def test_too_few_victims_decide_nothing() -> None:
-    made = summary(clean=[0.6, 0.61], noise=[0.6, 0.61], sep=[0.3], cuda=[0.2, 0.2])
+    made = summary(clean=[0.6, 0.601], noise=[0.6, 0.601], sep=[0.3], cuda=[0.2, 0.2])
     sep, cuda = verdicts(made, [CLAIM])
     assert sep.holds is None
-    assert cuda.holds is False or cuda.holds is True
+    assert cuda.holds is True
     (missing, _) = verdicts(summary(clean=[0.6, 0.6], sep=[0.3, 0.3]), [CLAIM])
     assert (missing.holds, missing.lowest, missing.n) == (None, "noise", 0)
 
@@ -63,3 +63,28 @@ def test_claims_are_read_from_a_file(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('[[claim]]\nabove = ["clean"]\n')
     with pytest.raises(UsageError, match=r"needs .*above, below and archs"):
         read_claims(tmp_path)
+    for wrong in ('"clean"', "[]", "[1]"):
+        (tmp_path / FILE).write_text(
+            f'[[claim]]\nabove = {wrong}\nbelow = ["sep"]\narchs = ["rn18"]\n'
+        )
+        with pytest.raises(UsageError, match="is no list of names"):
+            read_claims(tmp_path)
+
+
+def test_settings_of_one_method_are_judged_apart() -> None:
+    (made,) = summarise(
+        record(method, test=test + seed / 1000, seed=seed, **more)
+        for seed in range(3)
+        for method, test, more in (
+            ("clean", 0.6, {}),
+            ("noise", 0.6, {}),
+            ("cuda", 0.2, {}),
+            ("sep", 0.3, {"epsilon": 8 / 255, "method_settings": {"epsilon": 8 / 255}}),
+            ("sep", 0.6, {"epsilon": 2 / 255, "method_settings": {"epsilon": 2 / 255}}),
+        )
+    )
+    strong, weak, _ = sorted(
+        verdicts(made, [CLAIM]), key=lambda v: (v.method[:3] != "sep", v.upper)
+    )
+    assert (strong.holds, weak.holds) == (True, False)
+    assert strong.method != weak.method

@@ -17,9 +17,10 @@ from bench.composition import Composition, changed_pixels
 from bench.crafting import Crafting
 from bench.errors import UsageError
 from bench.grid import Expansion
+from bench.imprint import imprinted
 from bench.method import Method
 from bench.registry import ARCHS, DEFENSES, METHODS
-from bench.testing import check_method, craft, small_method, small_splits
+from bench.testing import check_method, craft, crafting_job, small_method, small_splits
 from tests.test_budget import deltas
 from tests.test_runner import SMALL, go
 
@@ -50,6 +51,10 @@ def test_other_pluses_stay() -> None:
     assert file.argument == "a+b.npz"
     (noise,) = parse("noise:epsilon=1e+0", METHODS)
     assert noise.settings == {"epsilon": "1e+0"}
+    (folder,) = parse("file:some/x+y", METHODS)
+    assert folder.argument == "some/x+y"
+    (joined,) = parse("file:some/x+noise", METHODS)
+    assert joined.name == "file+noise"
     (bracketed,) = parse("file:(some+noise)", METHODS)
     assert bracketed.argument == "some+noise"
 
@@ -77,12 +82,18 @@ def test_a_list_stands_for_several() -> None:
     assert len(list(variants(spec, METHODS))) == 1
     (spec,) = parse("sep:target_labels=[[1,0],[0,0]]+noise:law=[uniform,gaussian]", METHODS)
     assert len(list(variants(spec, METHODS))) == 4
+    (spec,) = parse("sep:surrogate=[(dn121:growth=12,width=.5),vgg16]", METHODS)
+    found = [one.settings["surrogate"] for one in variants(spec, METHODS)]
+    assert found == ["dn121:growth=12,width=.5", "vgg16"]
     (spec,) = parse("mixup:alpha=[.2,1]", DEFENSES)
     assert [one.settings["alpha"] for one in variants(spec, DEFENSES)] == [".2", "1"]
 
 
 def test_labels_can_be_typed_again() -> None:
-    text = "sep:steps=2,checkpoints=1+noise:law=gaussian,sep+cuda,sep:steps=[1,3]+noise"
+    text = (
+        "sep:steps=2,checkpoints=1+noise:law=gaussian,sep+cuda,sep:steps=[1,3]+noise,"
+        "ensemble:ensemble=[(vgg16:width=0.25),rn18]"
+    )
     first = Expansion(replace(SMALL, methods=text)).methods
     again = Expansion(replace(SMALL, methods=",".join(label for label, _ in first[1:]))).methods
     assert first == again
@@ -92,6 +103,7 @@ def test_labels_can_be_typed_again() -> None:
         "sep+cuda",
         "sep:steps=1+noise",
         "sep:steps=3+noise",
+        "ensemble:ensemble=[vgg16:width=0.25,rn18:width=0.25]",
     ]
 
 
@@ -145,7 +157,7 @@ def test_pixels_that_are_set_win_over_what_lies_below() -> None:
     # Also where the clean pixel was white already: image 1 is all white.
     assert images[:, :, 2, 3].unique().tolist() == [255]
     assert images[..., elsewhere].equal(noisy[..., elsewhere])
-    assert len(craft(first, TRAIN).images[:, :, 2, 3].unique()) > 1
+    assert craft(first, TRAIN).images.equal(images), "wherever it stands"
 
 
 def test_changed_pixels_are_found_by_class() -> None:
@@ -155,6 +167,23 @@ def test_changed_pixels_are_found_by_class() -> None:
     assert found.sum((1, 2)).tolist() == [1] * len(TRAIN.classes)
     assert found[:, 2, 3].all()
     assert not changed_pixels(TRAIN, released, TRAIN.labels == 0)[1:].any()
+
+
+@pytest.mark.parametrize("text", ["noise+ops", "ops+noise", "ops+cuda"])
+def test_test_images_carry_every_part(text: str) -> None:
+    both = small_method(text)
+    assert isinstance(both, Composition)
+    test, job = small_splits().test, crafting_job(both, TRAIN)
+    carried = (test.labels + 1) % 4
+    marked = imprinted(both, job, craft(both, TRAIN).images, test, carried).images
+    (place,) = (k for k, part in enumerate(both.parts) if part.overwrites)
+    ops, other = both.parts[place], both.parts[1 - place]
+    alone = imprinted(ops, job, job.part(place), test, carried).images
+    pixels = changed_pixels(TRAIN, job.part(place), job.mask)[carried]
+    for image, dotted, where in zip(marked, alone, pixels, strict=True):
+        assert image[:, where].equal(dotted[:, where])
+    below = imprinted(other, job, job.part(1 - place), test, carried).images
+    assert marked.permute(0, 2, 3, 1)[~pixels].equal(below.permute(0, 2, 3, 1)[~pixels])
 
 
 def test_parts_are_crafted_once_and_shared(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -10,8 +12,10 @@ from bench import load_results
 from bench.errors import UsageError
 from bench.grid import Expansion, Grid, TrainingData
 from bench.imprint import imprinted, protected_classes
+from bench.plan import make_plan
 from bench.release import draw_mask
 from bench.report import write_report
+from bench.session import Session
 from bench.testing import craft, crafting_job, small_method, small_splits
 from tests.test_runner import SMALL, go
 
@@ -39,6 +43,11 @@ def masks(grid: Grid) -> list[torch.Tensor]:
     return [cell.crafting.mask(data.train.labels) for cell in expansion.cells(data)]
 
 
+def control_of(table: pd.DataFrame) -> pd.Series:
+    """The record of the control."""
+    return table[table["method"] == "clean"].iloc[0]
+
+
 @pytest.mark.parametrize(
     ("typed", "classes"), [("1", {1}), ("2-3", {2, 3}), ("NAME,0", {0, 3}), ("all", {0, 1, 2, 3})]
 )
@@ -55,14 +64,50 @@ def test_classes_are_typed_as_numbers_or_names(typed: str, classes: set[int]) ->
         ({"protect_classes": "9"}, "'9' does not lie within 0 to 3"),
         ({"protect_classes": "3-1"}, "'3-1' does not lie within"),
         ({"protect_classes": "dog"}, "no class 'dog'; .*numbers from 0 to 3"),
-        ({"clean_part": True}, "clean-part leaves no image at poison ratio 1"),
+        ({"clean_part": True}, "clean-part leaves 0 images at poison ratio 1"),
+        (
+            {"clean_part": True, "poison_ratio": (0.9,), "holdout": 9},
+            "leaves 5 images at poison ratio 0.9",
+        ),
+        ({"methods": "noise+clean-part"}, "clean-part is a control and cannot be joined"),
+        ({"methods": "noise+noise"}, "joins a method with itself"),
+        ({"poison_ratio": ()}, "leaves nothing to run"),
+        ({"protect_classes": ","}, "no class given"),
         ({"poison_ratio": (0.5, 1.5)}, "poison ratio 1.5 must lie between 0 and 1"),
         ({"epsilon": (0.1, 2)}, "epsilon 2 must lie between 0 and 1"),
     ],
 )
 def test_impossible_extents_are_refused(change: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        masks(replace(SMALL, methods="noise", **change))
+        masks(replace(SMALL, **({"methods": "noise"} | change)))
+
+
+def test_the_clean_part_is_left_out_where_there_is_none() -> None:
+    grid = replace(SMALL, methods="noise", poison_ratio=(0.5, 1), clean_part=True)
+    expansion = Expansion(grid)
+    data = TrainingData.cut(SPLITS, expansion.recipe, expansion.source)
+    cells = expansion.cells(data)
+    titles = [cell.title.partition(" ×")[0] for cell in cells]
+    assert titles == ["clean", "clean-part at ratio 0.5", "noise at ratio 0.5", "noise"]
+
+
+def test_titles_tell_radii_apart() -> None:
+    grid = replace(SMALL, methods="noise,noise+cuda", epsilon=(4 / 255, 8 / 255))
+    expansion = Expansion(grid)
+    data = TrainingData.cut(SPLITS, expansion.recipe, expansion.source)
+    titles = [cell.title for cell in expansion.cells(data)]
+    assert len(set(titles)) == len(titles) == 5
+
+
+def test_plans_count_the_images_that_are_protected(tmp_path: Path) -> None:
+    def flop(**more: Any) -> float:
+        grid = replace(SMALL, methods="sep:checkpoints=2", **more)
+        opened = Session(grid, tmp_path / "results", tmp_path / "store").open()
+        plan = make_plan(opened.cells, opened.data, opened.store, tmp_path / "results")
+        return sum(task.flop for task in plan.tasks.values() if task.kind == "craft")
+
+    assert flop(protect_classes="0") == pytest.approx(flop() / 4, rel=0.05)
+    assert flop(poison_ratio=(0.5,)) == pytest.approx(flop() / 2, rel=0.05)
 
 
 def test_the_clean_part_is_trained_on_alone(tmp_path: Path) -> None:
@@ -74,10 +119,12 @@ def test_the_clean_part_is_trained_on_alone(tmp_path: Path) -> None:
     assert len(table) == 5  # the control serves both ratios
     parts = table[table["method"] == "clean-part"].set_index("poison_ratio")
     assert len(parts) == 2
-    text = write_report(tmp_path / "results").text
-    assert text.count("clean-part") >= 2
+    text = " ".join(write_report(tmp_path / "results").text.split())
+    for ratio in ("0.25", "0.5"):
+        assert f"poison ratio {ratio}" in text
+    assert parts.loc[0.5, "train_images"] == control_of(table)["train_images"]
     # Half of the images are as many steps: its curve must differ from the control's.
-    control = table[table["method"] == "clean"].iloc[0]
+    control = control_of(table)
     assert parts.loc[0.5, "curve"] != control["curve"]
     assert parts.loc[0.5, "shortcut"] is None
 
@@ -89,9 +136,17 @@ def test_protected_classes_are_recorded_and_have_a_table_of_their_own(tmp_path: 
     assert table.loc["noise", "protected_classes"] == [1, 2]
     assert table.loc["noise", "audit"]["changed_outside_mask"] == 0
     assert table.loc["noise", "audit"]["protected_images"] == 48
-    assert 0 <= table.loc["noise", "shortcut"]["next_followed"] <= 1
+    assert table.loc["noise", "shortcut"].keys() == {"own_acc", "next_acc", "next_followed"}
     names = ", ".join(SPLITS.train.classes[1:3])
     assert f"protected classes {names}" in " ".join(write_report(tmp_path / "results").text.split())
+
+
+def test_a_lonely_class_has_no_other_shortcut_to_follow(tmp_path: Path) -> None:
+    assert not go(tmp_path, replace(SMALL, methods="noise", protect_classes="1")).failed
+    found = load_results(tmp_path / "results").set_index("method").loc["noise", "shortcut"]
+    assert found["own_acc"] is not None
+    assert found["next_acc"] is found["next_followed"] is None
+    assert "noise" in write_report(tmp_path / "results").text
 
 
 # --- test images that carry the shortcut ------------------------------------------------------
@@ -133,3 +188,27 @@ def test_who_learns_the_shortcut_follows_it(tmp_path: Path) -> None:
     assert found["own_acc"] > 0.9
     assert found["next_followed"] > 0.9
     assert found["next_acc"] < 0.1
+
+
+# --- settings that depend on the data ---------------------------------------------------------
+
+
+def test_targets_go_half_round_among_the_classes_that_a_paper_protects() -> None:
+    # SEP's ImageNet subset: (rank + 5) mod 10 among ten of a hundred classes.
+    ten = (0, 17, 33, 45, 47, 51, 57, 66, 83, 99)
+    train = replace(SPLITS.train, classes=tuple(map(str, range(100))))
+    fitted = small_method("sep").fitted(train, ten)
+    table = fitted.targets(100).tolist()
+    assert [table[label] for label in ten] == [51, 57, 66, 83, 99, 0, 17, 33, 45, 47]
+    assert fitted.settings()["target_labels"] == table
+    shifted = small_method("sep:target_shift=1")
+    assert shifted.fitted(train, ten) == shifted
+    assert small_method("sep").fitted(train, ()).targets(10).tolist()[:2] == [5, 6]
+
+
+def test_a_length_that_was_left_open_follows_the_image_size() -> None:
+    large = SPLITS.train.with_images(torch.zeros(len(SPLITS.train), 3, 64, 64, dtype=torch.uint8))
+    lsp = small_method("lsp")
+    assert lsp.fitted(large, ()).epsilon == pytest.approx(2 * lsp.epsilon)
+    given = small_method("lsp:epsilon=0.5")
+    assert given.fitted(large, ()) == given

@@ -404,7 +404,7 @@ def test_direction_is_the_reverse_gradient_over_all_clean_images() -> None:
     true = F.one_hot(TINY.labels, 4).bool()
     others = logits.masked_fill(true, -math.inf).softmax(1)
     slope = logits.softmax(1) - others  # p_y where it is true, since others is zero there
-    crafting = job(net, mask=draw_mask(24, 0.25, 0))
+    crafting = job(net, mask=draw_mask(torch.zeros(24, dtype=torch.int64), 0.25, 0))
     for piece in (24, 5):
         weight, bias = reverse_direction(crafting, Learner(net), piece)
         assert_near(weight, slope.T @ h / 24, 1e-5)
@@ -721,7 +721,7 @@ def test_gradients_counted_are_those_announced(text: str) -> None:
     made = method(text)
     net = trained() if made.surrogates(small_recipe())[0].folded is False else linear()
     for ratio in (1.0, 0.75):
-        crafting = job(net, mask=draw_mask(24, ratio, 0))
+        crafting = job(net, mask=draw_mask(torch.zeros(24, dtype=torch.int64), ratio, 0))
         made.craft(crafting)
         announced = made.gradient_images(round(24 * ratio))
         if "alignment" in text:  # the pass over all clean images is announced for protected ones

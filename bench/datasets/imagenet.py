@@ -208,7 +208,7 @@ class SepImageNet(_FirstHundred):
         "tailed frog",
         "wolf spider",
     )
-    """In label order; SEP's targets are made from their ranks 0 to 9."""
+    """In label order; SEP's targets go half round among them."""
 
     resize: int | None = setting(
         256, "pixels along the shorter side before the central 224 are cut out, none to leave it"
