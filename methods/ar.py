@@ -13,12 +13,15 @@ class with zero. Nothing depends on an image: its draws depend on the seed, on i
 rank among the images of that class, whether or not these are protected.
 
 The paper's windows come from a random search, so whose they are is part of the method. `ours` were
-found by `search`, below: ten, and a hundred others for more than ten classes. The authors' file, an
-.npz with the arrays `coefficients10` and `coefficients100`, may be given instead. A process may
-grow without bound from one row to the next: one that is tame on 32 pixels can put all of its energy
-into a corner of 224. A list with such a process, or with a broken one such as class 9 of the first
-list that was published for CIFAR-100, is passed over. Our hundred stay tame on 224 pixels and serve
-there for fewer classes, too.
+found by `search`, below, which adds to the paper's conditions that most of the noise must lie at
+high frequencies, where photographs have little: windows that were chosen without it before left
+ResNet-18 at 61 % after 10 epochs on 5000 images of CIFAR-10, and VGG-16 at 17 %. There are ten, and a hundred others for more than ten classes. The
+authors' file, an .npz with the arrays `coefficients10` and `coefficients100`, may be given instead.
+
+A process may grow without bound from one row to the next: one that is tame on 32 pixels can put all
+of its energy into a corner of 224. A list with such a process, or with a broken one such as class 9
+of the first list that was published for CIFAR-100, is passed over. The third list of ours stays
+tame on 224 pixels.
 """
 
 from __future__ import annotations
@@ -46,10 +49,10 @@ from bench.registry import METHODS
 from bench.seeding import stream
 
 OURS = Path(__file__).with_name("ar_processes.npz")
-LISTS = ("coefficients10", "coefficients100")
+LISTS = ("coefficients10", "coefficients100", "coefficients_large")
 """Arrays of a file, (classes, 3, 3, 3), in the order in which they are tried."""
 MOST_BYTES = 2**20
-"""The largest file that makes sense takes a tenth of it."""
+"""The largest file that makes sense takes a seventh of it."""
 DAMAGE = (
     *(OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error),
@@ -178,7 +181,7 @@ class Autoregressive(BoundedMethod):
     def _wrong(self, what: str) -> UsageError:
         return UsageError(
             f"coefficients={self.coefficients} {what}; save float arrays (classes, 3, 3, 3) named "
-            f"{' or '.join(LISTS)}"
+            f"{' or '.join(LISTS[:2])}"
         )
 
 
@@ -237,17 +240,35 @@ def response(windows: np.ndarray, noise: Tensor) -> Tensor:
     return F.conv2d(noise, filters).clamp_min(0).sum((2, 3))
 
 
-def search(count: int, threshold: float, seed: int, side: int = 32) -> np.ndarray:
+def sharpness(noise: Tensor) -> Tensor:
+    """The share of energy above .15 cycles a pixel.
+
+    Args:
+        noise: (n, k, h, w) float64.
+
+    Returns:
+        (n,) in [0, 1].
+    """
+    height, width = (torch.fft.fftfreq(side, dtype=torch.double) for side in noise.shape[2:])
+    high = (height[:, None].square() + width.square()).sqrt() >= 0.15
+    energy = torch.fft.fft2(noise).abs().square()
+    return (energy * high).sum((1, 2, 3)) / energy.sum((1, 2, 3))
+
+
+def search(count: int, threshold: float, sharp: float, seed: int, side: int = 32) -> np.ndarray:
     """How our lists were found: tame windows, each class unlike all the ones before it.
 
     Gaussian windows over their sum are kept if three realisations stay as small as 50, the paper's
-    bound, is for 3 x 32 x 32 values. Three of them, one a channel, become a class if all filters
-    so far answer its noise, scaled to an l2 norm of 1, with `threshold` or more. The lists are
-    `search(10, 10, 0)` and `search(100, 3, 0, side=224)`, with the paper's thresholds.
+    bound, is for 3 x 32 x 32 values. Three of them, one a channel, become a class if their noise is
+    sharp and all filters so far answer it, scaled to an l2 norm of 1, with `threshold` or more. The
+    lists are, with the paper's thresholds,
+
+        search(10, 10, 0.7, 0)    search(100, 3, 0.7, 0)    search(100, 3, 0.5, 0, side=224)
 
     Args:
         count: classes wanted.
         threshold: the least response.
+        sharp: the least `sharpness`.
         seed: of all draws.
         side: image size in pixels at which windows must be tame, too.
 
@@ -265,10 +286,11 @@ def search(count: int, threshold: float, seed: int, side: int = 32) -> np.ndarra
             b = b[(_levels(realise(b, 1, (side, side), 2, draws)) <= TAME).all(0)]
         b = b[: len(b) // 3 * 3]
         noise = realise(b, 1, (32, 32), 4, draws).unflatten(1, (-1, 3))[0]
-        for windows, pattern in zip(b.reshape(-1, 3, 3, 3), noise, strict=True):
+        windows, chosen = b.reshape(-1, 3, 3, 3), sharpness(noise) >= sharp
+        for window, pattern in zip(windows[chosen.numpy()], noise[chosen], strict=True):
             unit = (pattern / pattern.norm())[None]
             if not len(found) or float(response(found, unit).min()) >= threshold:
-                found = np.append(found, windows[None], 0)
+                found = np.append(found, window[None], 0)
                 if len(found) == count:
                     return found
 
