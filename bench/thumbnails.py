@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.plots import DPI, GREY, plain_style
+from bench.plots import DPI, GREY, brief, plain_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,8 @@ MID_GREY = 128
 SIDE = 64
 """Least size of a thumbnail in dots; smaller images are enlarged by a whole factor."""
 GAP = 4
+LETTERS = 14
+"""Of a method's name that have room on the left."""
 MARGINS = {"left": 150, "right": 90, "top": 64, "bottom": 16}
 """Room for text around the images, in dots."""
 
@@ -72,7 +74,7 @@ def _write_names(
     height, width = shape
     pitch = height / len(labels)
     for place, label in enumerate(labels):
-        axes.text(-10, (place + 0.5) * pitch, label, ha="right", va="center")
+        axes.text(-10, (place + 0.5) * pitch, brief(label, LETTERS), ha="right", va="center")
     small = {"fontsize": 7, "color": GREY}
     # The first row is the clean one, which has no difference to amplify.
     for place, factor in enumerate(factors, start=1):

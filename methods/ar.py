@@ -15,8 +15,9 @@ rank among the images of that class, whether or not these are protected.
 The paper's windows come from a random search, so whose they are is part of the method. `ours` were
 found by `search`, below, which adds to the paper's conditions that most of the noise must lie at
 high frequencies, where photographs have little: windows that were chosen without it before left
-ResNet-18 at 61 % after 10 epochs on 5000 images of CIFAR-10, and VGG-16 at 15 %. There are ten, and a hundred others for more than ten classes. The
-authors' file, an .npz with the arrays `coefficients10` and `coefficients100`, may be given instead.
+ResNet-18 at 61 % after 10 epochs on 5000 images of CIFAR-10, and VGG-16 at 15 %. There are ten, and
+a hundred others for more than ten classes. The authors' file, an .npz with the arrays
+`coefficients10` and `coefficients100`, may be given instead.
 
 A process may grow without bound from one row to the next: one that is tame on 32 pixels can put all
 of its energy into a corner of 224. A list with such a process, or with a broken one such as class 9
