@@ -13,6 +13,7 @@ from bench.budget import fraction
 from bench.component import Component, Spec, build, defaults
 from bench.errors import UsageError
 from bench.registry import METHODS, RECIPES, REGISTRIES, Registry
+from bench.summary import LARGEST_FRACTION
 
 CIFAR_IMAGES = 50_000
 """For which costs are told: some methods take so many steps, whatever there is."""
@@ -120,7 +121,8 @@ def _type_text(hint: Any) -> str:
 
 def _text(value: Any, name: str) -> str:
     if isinstance(value, float) and math.isfinite(value):
-        return fraction(value) if name in ("epsilon", "step_size") else f"{value:g}"
+        radius = name in ("epsilon", "step_size") and value <= LARGEST_FRACTION
+        return fraction(value) if radius else f"{value:.4g}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):

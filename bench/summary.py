@@ -23,6 +23,9 @@ CONTROLS = (CONTROL, CLEAN_PART, "sham", "noise")
 PAPER_EPOCHS = 120
 PAPER_WIDTH = 1.0
 
+LARGEST_FRACTION = 32 / 255
+"""Larger radii and steps are not told as multiples of 1/255: they belong to l2 balls."""
+
 LOW_TRAIN = 0.5
 """The control counts as badly trained when its train accuracy is below this."""
 LOW_TRAIN_GAP = 0.1
@@ -341,8 +344,8 @@ def value_text(value: Any, name: str = "") -> str:
     if isinstance(value, list):
         return " ".join(value_text(item, name) for item in value) or "none"
     if isinstance(value, float):
-        on_grid = name == "step_size" or "epsilon" in name
-        return fraction(value, "linf" if on_grid else "l2")
+        radius = name.endswith(("step_size", "epsilon")) and value <= LARGEST_FRACTION
+        return fraction(value, "linf" if radius else "l2")
     return str(value)
 
 
