@@ -388,11 +388,27 @@ def _main_notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
     if any(MISSING in line for line in lines):
         yield f"{MISSING}: not run, or nothing to compare with."
     yield from _deviations(summary)
+    yield from _unused_budgets(summary)
     yield from _trainings(summary)
     if summary.superseded:
         one = summary.superseded == 1
         count = "1 older record" if one else f"{summary.superseded} older records"
         yield f"{count} of the same cells {'is' if one else 'are'} left out."
+
+
+def _unused_budgets(summary: Summary) -> Iterator[str]:
+    """Methods whose steps end before their l-inf budget does: a larger one changes nothing."""
+    from bench.budget import fraction
+
+    for row in _methods(summary):
+        reached = _audit(summary, row).get("max_linf")
+        if row.norm != "linf" or reached is None or not isinstance(row.epsilon, float):
+            continue
+        if reached < row.epsilon - 1 / 255 - 1e-9:
+            yield (
+                f"{summary.method_label(row)}: no component moves by more than "
+                f"{fraction(reached)} of its {fraction(row.epsilon)}."
+            )
 
 
 def low_note(lines: list[list[str]]) -> list[str]:

@@ -392,3 +392,15 @@ def test_importing_reports_costs_nothing() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_a_budget_that_is_not_used_is_told() -> None:
+    audit = {"max_linf": 8 / 255}
+    small = record("sep", test=0.4, epsilon=16 / 255)
+    whole = record("ule", test=0.2, epsilon=8 / 255)
+    for one in (small, whole):
+        one["audit"] = AUDIT | audit
+    (summary,) = summarise([record("clean", test=0.6), small, whole])
+    text = " ".join(main_table(summary).text().split())
+    assert "sep: no component moves by more than 8/255 of its 16/255." in text
+    assert "ule: no component" not in text
