@@ -13,6 +13,7 @@ from itertools import cycle
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -259,7 +260,7 @@ def agreement(bench: Bench, steps: int = 8, images: int = 100) -> dict[str, Any]
 
     def direction(models: list[Network], x: Tensor) -> Tensor:
         total = torch.zeros_like(x)
-        for objective in method.objectives(None, models):
+        for objective in method.objectives(SimpleNamespace(trained=lambda number: models)):
             total += objective.gradient(x, labels)
         return total
 
