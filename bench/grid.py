@@ -513,6 +513,8 @@ def _label(component: Component, plain: Component) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(bracket(_short(item)) for item in value)}]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else bracket(str(value))
 
 
