@@ -264,6 +264,6 @@ def test_rounding_costs_an_l2_perturbation_next_to_nothing() -> None:
     size = kept.double().flatten(1).norm(dim=1) / 255
     assert (size <= 1).all()
     assert (size > 0.998).all()
-    # Single levels of single components: truncating all of them took a fifth of the energy.
+    # Single levels of single components: truncating all of them took a sixth of the length.
     assert int((kept - levels).abs().max()) <= 1
     assert float(kept.ne(levels).float().mean()) < 0.02
