@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from bench.budget import Budget, BudgetSum, add_up
-from bench.component import setting
 from bench.crafting import Crafting
 from bench.data import ImageDataset, chunks, portion
+from bench.joined import Joined
 from bench.method import Method
 
 
 @dataclass(frozen=True)
-class Composition(Method):
+class Composition(Joined[Method], Method):
     """Perturbations that are crafted on the clean images independently, and added.
 
     Every part is crafted and released as if it stood alone, so that its 8-bit images are shared
@@ -30,39 +29,10 @@ class Composition(Method):
     budgets.
     """
 
-    joint: ClassVar[str] = "+"
-
-    parts: tuple[Method, ...] = setting((), "the methods, in the order in which they are laid")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.joint.join(part.name for part in self.parts))
-
-    @property
-    def title(self) -> str:
-        """The titles of the parts."""
-        return self.joint.join(part.title for part in self.parts)
-
     @property
     def budget(self) -> Budget | BudgetSum:
         """The sum of the parts' budgets."""
         return add_up(ball for part in self.parts for ball in part.budget.parts)
-
-    def settings(self) -> dict[str, Any]:
-        """The settings of every part, each behind the name of its part."""
-        return self._of_parts(lambda part: part.settings())
-
-    def deviations(self) -> dict[str, list[Any]]:
-        """Likewise what differs from the papers' values."""
-        return self._of_parts(lambda part: part.deviations())
-
-    def identity(self) -> dict[str, Any]:
-        """What the parts are, and how they are put together."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "parts": [part.identity() for part in self.parts],
-            "settings": {},
-        }
 
     def craft(self, job: Crafting) -> Tensor:
         """The sum, in whole grey levels."""
@@ -109,15 +79,6 @@ class Composition(Method):
             if chosen is not None:
                 laid = torch.where(chosen[labels][:, None], layer.to(torch.int16), laid)
         return laid.clamp(0, 255).to(torch.uint8)
-
-    def _of_parts(self, facts: Any) -> dict[str, Any]:
-        names = [part.name for part in self.parts]
-        found = {}
-        for place, part in enumerate(self.parts):
-            again = names[:place].count(part.name)
-            name = f"{part.name}({again + 1})" if again else part.name
-            found |= {f"{name}.{key}": value for key, value in facts(part).items()}
-        return found
 
 
 def parts_of(method: Method) -> Sequence[Method]:

@@ -1,9 +1,10 @@
-"""What a trainer may do against protected data: seven hooks, each doing nothing by default."""
+"""What a trainer may do against protected data: hooks that each do nothing by default."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,11 @@ from torch import Tensor
 from bench.component import Component
 from bench.data import ImageDataset
 from bench.network import Arch, Network
+from bench.recipe import Recipe
+
+SideInformation = Literal["none", "public-model", "pretrained-weights", "clean-samples"]
+"""What a trainer knows beyond the released images, from the least to the most."""
+SIDE_INFORMATION: tuple[SideInformation, ...] = get_args(SideInformation)
 
 
 @dataclass(frozen=True)
@@ -35,17 +41,37 @@ class Step:
 class Defense(Component):
     """A training-time countermeasure; a subclass overrides the hooks it needs."""
 
-    side_information: ClassVar[
-        Literal["none", "public-model", "pretrained-weights", "clean-samples"]
-    ] = "none"
+    side_information: ClassVar[SideInformation] = "none"
     """What it knows beyond the released images."""
     changes_architecture: ClassVar[bool] = False
     alters_prediction: ClassVar[bool] = False
     """Whether `predict` is not simply the network in eval mode."""
+    leaves_range: ClassVar[bool] = False
+    """Whether images that it trains on may leave [0, 1]."""
 
     def cost(self) -> float:
         """Time of a training step as a multiple of plain training."""
         return 1.0
+
+    def prediction_cost(self) -> float:
+        """Forward passes for an evaluated image."""
+        return 1.0
+
+    def replaces(self, hook: str) -> bool:
+        """Whether a hook does something of its own."""
+        return getattr(type(self), hook) is not getattr(Defense, hook)
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """The recipe by which it trains when `recipe` is asked for.
+
+        Most train by any. One that starts from trained weights needs a smaller learning rate.
+        """
+        return recipe
+
+    def facts(self, recipe: Recipe, images: int) -> Mapping[str, float]:
+        """What can be said beforehand of a training on so many images, for the record."""
+        del recipe, images
+        return {}
 
     def prepare(self, dataset: ImageDataset, stream: torch.Generator) -> ImageDataset:
         """Change the released training images, once, before training.
@@ -66,18 +92,19 @@ class Defense(Component):
             len(dataset.classes), dataset.image_size, dataset.mean, dataset.std, stream
         )
 
-    def batch(self, images: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def batch(self, images: Tensor, soft_labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Change a batch, after crops and flips.
 
         Args:
             images: (b, 3, h, w) float32 in [0, 1] on the device; not to be changed in place.
-            labels: (b,) int64.
+            soft_labels: (b, classes) float32 that sum to 1, one-hot unless another defense came
+                before; not to be changed in place.
             step: where training stands.
 
         Returns:
-            Images of the same shape, and soft labels (b, classes) float32 that sum to 1.
+            Images and soft labels of the same shapes.
         """
-        return images, one_hot(labels, step)
+        return images, soft_labels
 
     def loss(self, network: Network, images: Tensor, soft_labels: Tensor, step: Step) -> Tensor:
         """The scalar to minimise: soft cross-entropy, averaged over the batch."""

@@ -32,12 +32,14 @@ from bench.defense import Defense
 from bench.device import choose_device, choose_precision
 from bench.errors import UsageError
 from bench.files import slugify
+from bench.joined import Joined
 from bench.method import PLAIN, BoundedMethod, Method, Surrogate
 from bench.network import Arch, Precision
 from bench.recipe import Recipe
 from bench.record import CLEAN_PART, CONTROL
 from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES, Registry
 from bench.release import draw_mask
+from bench.stack import build_defense
 from bench.store import key_of
 
 C = TypeVar("C", bound=Component)
@@ -290,6 +292,11 @@ class Cell:
         return key_of(self.identity)
 
     @property
+    def trained_by(self) -> Recipe:
+        """The recipe as architecture and defense adapt it."""
+        return self.defense.adapt(self.arch.adapt(self.recipe))
+
+    @property
     def slug(self) -> str:
         """A label for people: the front of the record's file name."""
         names = [self.crafting.method.title, self.arch.title, self.defense.title, self.recipe.name]
@@ -407,7 +414,7 @@ class Expansion:
                 grid.craft_seed,
                 self.precision,
                 train_digest,
-                build(DEFENSES, parse_one(surrogate.defense, DEFENSES)),
+                build_defense(parse_one(surrogate.defense, DEFENSES)),
             )
             for surrogate in method.surrogates(self.recipe)
         )
@@ -433,7 +440,7 @@ class Expansion:
         return [build(ARCHS, spec, self.recipe.scale, {"width": self.recipe.width})]
 
     def _defense(self, spec: Spec) -> list[Defense]:
-        return [build(DEFENSES, spec, self.recipe.scale)]
+        return [build_defense(spec, self.recipe.scale)]
 
     def _method(self, spec: Spec) -> list[Method]:
         """The method, once for every radius in `--epsilon`."""
@@ -501,9 +508,9 @@ def _classes(text: str, train: ImageDataset) -> Iterable[int]:
 
 def _label(component: Component, plain: Component) -> str:
     """The title, with the settings that differ from those of the bare name."""
-    if isinstance(component, Composition) and isinstance(plain, Composition):
+    if isinstance(component, Joined) and isinstance(plain, Joined):
         pairs = zip(component.parts, plain.parts, strict=True)
-        return Composition.joint.join(_label(part, usual) for part, usual in pairs)
+        return Joined.joint.join(_label(part, usual) for part, usual in pairs)
     usual = plain.settings()
     changed = {k: v for k, v in component.settings().items() if usual.get(k) != v}
     text = ",".join(f"{key}={_short(value)}" for key, value in changed.items())

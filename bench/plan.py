@@ -118,6 +118,7 @@ class _Planner:
         images = trained * recipe.epochs
         curve = min(recipe.curve_images or len(data.test), len(data.test)) + cell.holdout
         tested = curve * (recipe.epochs - 1) + len(data.test) + cell.holdout + 2 * curve
+        tested *= cell.defense.prediction_cost()
         work = forward * (PASSES_PER_TRAINING_STEP * images * cell.defense.cost() + tested)
         self.tasks[cell.key] = Task(cell.key, "victim", cell.title, cell, work, 0, needs)
 

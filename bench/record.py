@@ -91,6 +91,8 @@ ADDED: dict[str, Any] = {"training": {}}
 LATER_FIELDS: dict[str, tuple[type, ...]] = {
     "protected_classes": (list,),
     "shortcut": (dict, type(None)),
+    "side_information": (str,),
+    "defense_facts": (dict,),
 }
 """Fields that records of before do not have.
 
@@ -98,7 +100,8 @@ LATER_FIELDS: dict[str, tuple[type, ...]] = {
 `shortcut` is measured on the test images of the curve: accuracy where each carries its own class's
 perturbation (`own_acc`), accuracy where it carries that of the next protected class (`next_acc`),
 and the share of the latter that is taken for that class (`next_followed`); None where there is
-nothing to carry.
+nothing to carry. `side_information` is what the defense knows beyond the released images, and
+`defense_facts` what can be said of it beforehand, such as a privacy guarantee.
 """
 
 

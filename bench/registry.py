@@ -260,7 +260,7 @@ def _import(entry: Entry) -> ModuleType:
 
 
 METHODS = Registry("method", "METHODS", "methods", joinable=True)
-DEFENSES = Registry("defense", "DEFENSES", "defenses")
+DEFENSES = Registry("defense", "DEFENSES", "defenses", joinable=True)
 ARCHS = Registry("architecture", "ARCHS", "bench.archs")
 DATASETS = Registry("dataset", "DATASETS", "bench.datasets")
 RECIPES = Registry("recipe", "RECIPES", "bench.recipes")

@@ -34,7 +34,7 @@ from bench.component import Component, build, canonical, parse_one
 from bench.composition import parts_of
 from bench.crafting import Crafting, Monitor
 from bench.data import ImageDataset, Places, Splits, to_unit
-from bench.defense import Defense, Step
+from bench.defense import SIDE_INFORMATION, Defense, Step, one_hot
 from bench.errors import Stopped
 from bench.grid import Expansion, Grid
 from bench.method import BoundedMethod, Method, Surrogate
@@ -43,6 +43,7 @@ from bench.recipe import Recipe
 from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES, Registry
 from bench.release import OverstepError, Released, draw_mask, release
 from bench.seeding import stream
+from bench.stack import build_defense
 from bench.train import Training
 
 DATASET = "synthetic:train=48,test=24"
@@ -51,7 +52,6 @@ RECIPE = "quick:epochs=5,batch_size=16,width=0.0625,train_images=none,curve_imag
 ARCH = "rn18:width=0.0625"
 CPU = torch.device("cpu")
 MOST_INTERRUPTIONS = 1000
-SIDE_INFORMATION = ("none", "public-model", "pretrained-weights", "clean-samples")
 
 
 def check_method(method: Method | str, dataset: ImageDataset | None = None) -> None:
@@ -83,8 +83,7 @@ def check_defense(defense: Defense | str, splits: Splits | None = None) -> None:
         splits: images to train and to test on; a small synthetic set if left out.
     """
     if isinstance(defense, str):
-        defense = build(DEFENSES, parse_one(defense, DEFENSES), small_recipe().scale)
-        assert isinstance(defense, Defense)
+        defense = build_defense(parse_one(defense, DEFENSES), small_recipe().scale)
     splits = splits or small_splits()
     judge = Judge("defense", defense)
     _check_settings(judge, defense, DEFENSES)
@@ -193,7 +192,7 @@ def checkpoints(
         arch,
         dataset,
         surrogate.recipe or recipe,
-        build(DEFENSES, parse_one(surrogate.defense, DEFENSES)),
+        build_defense(parse_one(surrogate.defense, DEFENSES)),
         seed,
         f"surrogate-{surrogate.index}",
         CPU,
@@ -391,6 +390,8 @@ def _check_zero_epsilon(judge: Judge, method: Method, dataset: ImageDataset) -> 
 def _check_facts(judge: Judge, defense: Defense) -> None:
     cost = defense.cost()
     judge.demand(math.isfinite(cost) and cost > 0, f"cost is {cost}, not a positive number")
+    tested = defense.prediction_cost()
+    judge.demand(math.isfinite(tested) and tested > 0, f"prediction_cost is {tested}")
     known = defense.side_information
     judge.demand(known in SIDE_INFORMATION, f"side_information is {known!r}")
 
@@ -422,17 +423,19 @@ def _check_prepare(judge: Judge, defense: Defense, released: ImageDataset) -> No
 def _check_batch(judge: Judge, defense: Defense, dataset: ImageDataset) -> None:
     classes = len(dataset.classes)
     for count, epoch in ((12, 0), (12, 4), (1, 0)):  # a first, a last, and a lonely batch
-        images, labels = to_unit(dataset.images[:count]), dataset.labels[:count]
+        images = to_unit(dataset.images[:count])
+        labels = one_hot(dataset.labels[:count], Step(epoch, 5, classes, stream(0, "batch")))
 
         def make(images: Tensor = images, labels: Tensor = labels, epoch: int = epoch) -> Any:
             return defense.batch(images, labels, Step(epoch, 5, classes, stream(0, "batch")))
 
-        (x, y), again = _twice(judge, make, images=images, labels=labels)
+        (x, y), again = _twice(judge, make, images=images, soft_labels=labels)
         judge.demand(x.shape == images.shape, f"batch made images of shape {tuple(x.shape)}")
         judge.demand(x.dtype == y.dtype == torch.float32, f"batch gave {x.dtype} and {y.dtype}")
         judge.demand(y.shape == (count, classes), f"batch made labels of shape {tuple(y.shape)}")
         inside = bool(((x >= -1e-6) & (x <= 1 + 1e-6)).all())
-        judge.demand(inside, "batch must keep images in [0, 1]")
+        law = "batch must keep images in [0, 1], unless leaves_range says otherwise"
+        judge.demand(inside or defense.leaves_range, law)
         whole = bool((y >= 0).all()) and torch.allclose(y.sum(1), torch.ones(count))
         judge.demand(whole, "soft labels must not be negative, and sum to 1")
         equal = x.equal(again[0]) and y.equal(again[1])
@@ -451,7 +454,8 @@ def _check_backward(judge: Judge, defense: Defense, dataset: ImageDataset) -> No
     modes = [module.training for module in network.modules()]
     flags = [weight.requires_grad for weight in network.parameters()]
     step = Step(0, 5, len(dataset.classes), stream(0, "step"))
-    images, soft_labels = defense.batch(to_unit(dataset.images[:12]), dataset.labels[:12], step)
+    images, labels = to_unit(dataset.images[:12]), one_hot(dataset.labels[:12], step)
+    images, soft_labels = defense.batch(images, labels, step)
     with judge.watch(images=images, soft_labels=soft_labels):
         loss = defense.backward(network, images, soft_labels, step)
     number = loss.ndim == 0 and bool(loss.isfinite()) and not loss.requires_grad
@@ -510,6 +514,8 @@ def _check_predict(judge: Judge, defense: Defense, training: Training, test: Ima
     still = all(value.equal(before[key]) for key, value in network.state_dict().items())
     judge.demand(still, "evaluation must not change the network")
     judge.demand(not any(m.training for m in network.modules()), "predict must stay in eval mode")
+    altered = "prediction that is not the network's must be told: alters_prediction = True"
+    judge.demand(defense.alters_prediction or not defense.replaces("predict"), altered)
 
 
 def _equal_states(one: Network, other: Network) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.augment import Crops, cut, draw_shifts, shift
 from bench.data import ImageDataset, to_unit
-from bench.defense import Defense, Step
+from bench.defense import Defense, Step, one_hot
 from bench.loading import Loader
 from bench.network import Arch, Precision
 from bench.recipe import Recipe
@@ -79,7 +79,7 @@ class Training:
     Args:
         arch: what to train.
         released: all that the trainer has: uint8 images and labels.
-        recipe: how; adapted to the architecture.
+        recipe: how; adapted to the architecture and to the defense.
         defense: the trainer's countermeasure.
         seed: of this training.
         role: "victim" or "surrogate"; their streams differ under equal seeds.
@@ -101,7 +101,7 @@ class Training:
         memory: float = math.inf,
     ) -> None:
         self._purpose = (seed, role)
-        recipe = arch.adapt(recipe)
+        recipe = defense.adapt(arch.adapt(recipe))
         self._recipe, self._defense, self._device = recipe, defense, device
         self._released = released
         prepared = defense.prepare(released, self._stream("prepare"))
@@ -151,7 +151,7 @@ class Training:
                 lr = recipe.learning_rate(self._epoch + index * length, length)
                 for group in self._optimizer.param_groups:
                     group["lr"] = lr
-                images, soft_labels = self._defense.batch(images, labels, step)
+                images, soft_labels = self._defense.batch(images, one_hot(labels, step), step)
                 self._optimizer.zero_grad()
                 loss, logits = self._learn(images, soft_labels, step)
                 if recipe.clip_grad is not None:
@@ -179,9 +179,8 @@ class Training:
             return Learned(loss, last.value)
 
         # A defense with a backward pass of its own may draw random numbers or wait for the GPU.
-        kind = type(self._defense)
-        plain = kind.backward is Defense.backward and kind.loss is Defense.loss
-        if self._device.type != "cuda" or not plain:
+        own = defense.replaces("loss") or defense.replaces("backward")
+        if self._device.type != "cuda" or own:
             return compute(images, soft_labels)
         if self._replay is None:
             # It must not know this object: a cycle would hold GPU memory until it is collected.

@@ -290,7 +290,8 @@ class Workshop:
             row["test_acc"] = accuracy(counts)
             if held is not None:
                 row["holdout_acc"] = accuracy(training.confusion(held))
-            self._monitor.advance(forward * (len(test) + cell.holdout))
+            tested = (len(test) + cell.holdout) * cell.defense.prediction_cost()
+            self._monitor.advance(forward * tested)
             curve.append(_finite(row))
             if not last:
                 self._monitor.safe_point(partial(save, training))
@@ -309,11 +310,12 @@ class Workshop:
         if len(classes) < len(test.classes):
             test = test.subset(torch.isin(test.labels, classes).nonzero().flatten())
         released = self._released(crafted).images
+        forward = self._cost(cell.arch) * cell.defense.prediction_cost()
         following = torch.arange(len(test.classes))
         following[classes] = classes.roll(-1)  # the next protected class, the first after the last
 
         def confusion(carried: torch.Tensor) -> torch.Tensor:
-            self._monitor.advance(self._cost(cell.arch) * len(test))
+            self._monitor.advance(forward * len(test))
             return training.confusion(imprinted(method, job, released, test, carried))
 
         own = confusion(test.labels)
@@ -370,7 +372,7 @@ class Workshop:
     def describe(self, cell: Cell) -> dict[str, Any]:
         """The part of a record that says what was asked for."""
         method, classes, data = cell.crafting.method, cell.crafting.classes, self._data
-        budget = method.budget
+        budget, trained = method.budget, len(data.train) - cell.holdout
         return {
             "schema": record.SCHEMA,
             "key": cell.key,
@@ -384,6 +386,8 @@ class Workshop:
             "defense": cell.defense.name,
             "defense_label": cell.labels["defense"],
             "defense_settings": cell.defense.settings(),
+            "side_information": cell.defense.side_information,
+            "defense_facts": dict(cell.defense.facts(cell.trained_by, trained)),
             "arch": cell.arch.name,
             "arch_label": cell.labels["arch"],
             "arch_notes": cell.arch.notes(data.train.image_size),
@@ -391,12 +395,12 @@ class Workshop:
             "dataset": data.label,
             "dataset_digest": data.train.digest,
             "classes": list(data.train.classes),
-            "train_images": len(data.train) - cell.holdout,
+            "train_images": trained,
             "test_images": len(data.test),
             "recipe": cell.recipe.name,
             "recipe_label": cell.labels["recipe"],
             "recipe_settings": cell.recipe.settings(),
-            "training": cell.arch.adapt(cell.recipe).departures(cell.recipe),
+            "training": cell.trained_by.departures(cell.recipe),
             "precision": cell.precision,
             "poison_ratio": cell.crafting.poison_ratio,
             **({"protected_classes": list(classes)} if classes is not None else {}),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bench.component import setting
-from bench.defense import Defense, Step, one_hot
+from bench.defense import Defense, Step
 from bench.registry import DEFENSES
 
 
@@ -37,14 +37,14 @@ class Cutout(Defense):
         if self.size < 0:
             raise ValueError(f"size={self.size} must not be negative")
 
-    def batch(self, images: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def batch(self, images: Tensor, soft_labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Cut a hole into every image; labels stay."""
         count, _, height, width = images.shape
         down = torch.randint(height, (count,), generator=step.stream).to(images.device)
         right = torch.randint(width, (count,), generator=step.stream).to(images.device)
         rows, columns = covered(down, self.size, height), covered(right, self.size, width)
         hole = rows[:, None, :, None] & columns[:, None, None, :]
-        return images.masked_fill(hole, 0.0), one_hot(labels, step)
+        return images.masked_fill(hole, 0.0), soft_labels
 
 
 def covered(centers: Tensor, size: int, length: int) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bench.component import setting
-from bench.defense import Defense, Step, one_hot
+from bench.defense import Defense, Step
 from bench.registry import DEFENSES
 
 
@@ -41,12 +41,11 @@ class Mixup(Defense):
         if not self.alpha > 0:
             raise ValueError(f"alpha={self.alpha:g} must be above 0")
 
-    def batch(self, images: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def batch(self, images: Tensor, soft_labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Mix every sample with a partner from the same batch."""
-        count, device = len(labels), images.device
+        count, device = len(images), images.device
         partners = torch.randperm(count, generator=step.stream).to(device)
         weights = draw_weights(self.alpha, count, step.stream).to(device)
-        soft_labels = one_hot(labels, step)
         return mix(images, partners, weights), mix(soft_labels, partners, weights)
 
 

@@ -91,7 +91,7 @@ def test_senseless_settings_are_refused(text: str) -> None:
 class TestMixup:
     def test_element_by_element(self) -> None:
         images, labels = some_batch()
-        mixed, soft_labels = Mixup(alpha=0.7).batch(images, labels, step())
+        mixed, soft_labels = Mixup(alpha=0.7).batch(images, one_hot(labels), step())
         draws = stream(0, "test")
         partners = torch.randperm(12, generator=draws).tolist()
         weights = draw_weights(0.7, 12, draws).tolist()
@@ -107,7 +107,7 @@ class TestMixup:
     def test_partners_are_drawn_anew(self) -> None:
         images, labels = some_batch()
         here = step()
-        first, second = (Mixup().batch(images, labels, here)[0] for _ in range(2))
+        first, second = (Mixup().batch(images, one_hot(labels), here)[0] for _ in range(2))
         assert not first.equal(second)
 
     @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ class TestCutout:
     def test_one_black_square_and_nothing_else(self) -> None:
         images, labels = some_batch(200)
         images += 0.01  # no pixel is black by itself
-        cut, soft_labels = Cutout(size=4).batch(images, labels, step())
+        cut, soft_labels = Cutout(size=4).batch(images, one_hot(labels), step())
         assert soft_labels.equal(one_hot(labels))
         hole = cut.eq(0).all(1)
         assert cut.equal(torch.where(hole[:, None], 0, images))
@@ -168,7 +168,7 @@ class TestCutout:
         expected = (sum(lengths) / length) ** 2
         assert expected == pytest.approx(196)  # of 256: 14 in each direction on average
         images = torch.ones(count, 3, length, length)
-        cut, _ = Cutout(size).batch(images, torch.zeros(count, dtype=torch.int64), step())
+        cut, _ = Cutout(size).batch(images, torch.zeros(count, CLASSES), step())
         area = cut[:, 0].eq(0).sum((1, 2)).float()
         error = area.std() / math.sqrt(count)
         assert abs(area.mean() - expected) < 4 * error

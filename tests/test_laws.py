@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.budget import Budget
 from bench.crafting import Crafting
-from bench.defense import Defense, one_hot
+from bench.defense import Defense
 from bench.grid import Expansion, Grid, TrainingData
 from bench.method import BoundedMethod, Method, Surrogate
 from bench.network import Arch, Network
@@ -318,19 +318,19 @@ class Plain(Defense):
 
 
 def spoils_labels(self: Defense, images: Tensor, labels: Tensor, step: Any) -> Any:
-    return images, one_hot(labels, step) * 0.9
+    return images, labels * 0.9
 
 
 def spoils_images(self: Defense, images: Tensor, labels: Tensor, step: Any) -> Any:
-    return images.mul_(0.5), one_hot(labels, step)
+    return images.mul_(0.5), labels
 
 
 def leaves_range(self: Defense, images: Tensor, labels: Tensor, step: Any) -> Any:
-    return images + 0.1, one_hot(labels, step)
+    return images + 0.1, labels
 
 
 def draws_anywhere(self: Defense, images: Tensor, labels: Tensor, step: Any) -> Any:
-    return images * torch.rand(1), one_hot(labels, step)
+    return images * torch.rand(1), labels
 
 
 def reverses(self: Defense, dataset: Any, stream: Any) -> Any:

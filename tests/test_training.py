@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench.augment import Crops, cut, draw_shifts, shift
 from bench.budget import Budget, Norm
 from bench.data import ImageDataset, Splits
-from bench.defense import Defense, Step, one_hot
+from bench.defense import Defense, Step
 from bench.files import load_tensors, save_tensors
 from bench.network import Arch, Network
 from bench.pgd import Iterate, input_gradient
@@ -237,9 +237,9 @@ class Watching(Defense):
         self.seen["prepare"].append(dataset)
         return dataset
 
-    def batch(self, images: Tensor, labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        self.seen["batch"].append((images.clone(), labels, step))
-        return images, one_hot(labels, step)
+    def batch(self, images: Tensor, soft_labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        self.seen["batch"].append((images.clone(), soft_labels, step))
+        return images, soft_labels
 
     def finish(self, network: Network, dataset: ImageDataset, stream: torch.Generator) -> Network:
         self.seen["finish"].append(dataset)

@@ -38,6 +38,7 @@ from bench.speed import ceiling
 from bench.speed.baselines import EagerCrafting, PlainTraining, ReleasedCrafting, targets
 from bench.speed.processes import SideBySide, one_thread, untouched
 from bench.speed.timing import Contender, Rates, take_turns
+from bench.stack import build_defense
 from bench.train import Training
 from bench.train import accuracy as share_correct
 
@@ -215,7 +216,7 @@ def our_training(
     some = bench.some(images)
     made = _training(
         *(bench, width, some, _steady(batch_size)),
-        *(build(DEFENSES, parse_one(defense, DEFENSES)), bench.fast),
+        *(build_defense(parse_one(defense, DEFENSES)), bench.fast),
     )
 
     def work() -> float:
