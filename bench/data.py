@@ -173,3 +173,8 @@ def to_unit(images: Tensor) -> Tensor:
 def to_levels(images: Tensor) -> Tensor:
     """[0, 1] to uint8 grey levels by rounding to the nearest; values outside are clipped."""
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def as_levels(images: Tensor) -> Tensor:
+    """Images of a dataset as uint8 grey levels, whatever its dtype."""
+    return images if images.dtype == torch.uint8 else to_levels(images)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.budget import Budget
 
@@ -85,6 +86,21 @@ def input_gradient(objective: Callable[[Tensor], Tensor], images: Tensor) -> Ten
     """
     leaf = images.detach().requires_grad_()
     return torch.autograd.grad(objective(leaf), leaf)[0]
+
+
+@contextmanager
+def at_rest(network: nn.Module) -> Iterator[None]:
+    """Eval mode and frozen weights for a while; then every module and weight as before."""
+    modes = [(module, module.training) for module in network.modules()]
+    flags = [(weight, weight.requires_grad) for weight in network.parameters()]
+    network.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for weight, learns in flags:
+            weight.requires_grad_(learns)
 
 
 def _in_levels(value: float) -> float:

@@ -19,3 +19,13 @@ def stream(seed: int, *purpose: str | int) -> torch.Generator:
     text = "/".join(map(str, (seed, *purpose)))
     digest = hashlib.sha256(text.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def on_device(draws: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator on a device, seeded by a draw from one on the CPU.
+
+    For numbers by the hundred thousand a step, which would take longer to move than to draw. They
+    then differ between kinds of device, while a few numbers are better drawn on the CPU.
+    """
+    seed = int(torch.randint(2**62, (1,), generator=draws))
+    return torch.Generator(device).manual_seed(seed)

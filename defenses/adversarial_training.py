@@ -3,27 +3,31 @@
 Madry, Aleksander, et al. "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR
 2018:
 
-    min over w  E [ max over |delta|_inf <= epsilon of  CE(f_w(x + delta), y) ]
+    min over w  E [ max over |delta|_p <= epsilon of  CE(f_w(x + delta), y) ]
 
-The inner maximum is approached by projected gradient ascent from a random place:
+The inner maximum is approached by projected gradient ascent from a random place in the ball, with
+the gradient g of the cross-entropy at x + delta:
 
-    delta_0 ~ U(-epsilon, epsilon) for every component
-    delta  <- Pi(delta + alpha sign(grad CE(f_w(x + delta), y)))        `steps` times
+    delta  <- Pi(delta + alpha sign(g))         l∞        `steps` times
+    delta  <- Pi(delta + alpha g / |g|_2)       l2
 
-Pi clips to the ball, then x + delta to [0, 1]. The weights are learned from x + delta alone, with
-no clean term. As a defense, Tao et al. (NeurIPS 2021) show that it bounds the natural risk if its
-ball is at least as large as the protector's, hence epsilon = 8/255 against 8/255.
+Pi projects onto the ball, then clips x + delta to [0, 1]. The weights are learned from x + delta
+alone, with no clean term. As a defense, Tao et al. (NeurIPS 2021) show that it bounds the natural
+risk if its ball is at least as large as the protector's, hence epsilon = 8/255 against 8/255.
 
-Sources agree on ten steps of 2/255 but not on the start: *Unlearnable Examples* adds normal noise
-of one step's size, here as elsewhere it is uniform. SEP trains with the perturbation's own bound
-and gives no steps. While attacking, the network is in eval mode, so that the images of the attack
-leave no trace in its batch statistics, and its weights are frozen, which saves a third of the work.
+Sources agree on ten steps of 2/255 for l∞ but not on the start: *Unlearnable Examples* adds normal
+noise of one step's size, here as elsewhere it is uniform in the ball. SEP trains with the
+perturbation's own bound, 8/255 or an l2 norm of 1, and gives no steps; for l2 they are ten of a
+fifth of the radius. Beware of APBench's l2 variant: it takes the l∞ radius and step for l2 norms,
+so that the whole attack moves an image by .078 at most, and is all but plain training.
+
+While attacking, the network is in eval mode, so that the images of the attack leave no trace in its
+batch statistics, and its weights are frozen, which saves a third of the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,11 +35,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.budget import Budget
+from bench.budget import Budget, Norm
 from bench.component import setting
 from bench.defense import Defense, Step
 from bench.network import Network
-from bench.pgd import Iterate, input_gradient
+from bench.pgd import Iterate, at_rest, input_gradient
 from bench.registry import DEFENSES
 
 
@@ -45,14 +49,20 @@ class AdversarialTraining(Defense):
     """Trains on adversarial images of the present network, within an l∞ ball."""
 
     paper: ClassVar[str] = "Madry et al., Towards Deep Learning Models Resistant, ICLR 2018"
+    norm: ClassVar[Norm] = "linf"
+    largest: ClassVar[float] = 1.0
+    """Radius above which the ball holds nothing new; a slip of units, rather."""
 
     epsilon: float = setting(8 / 255, "radius of the l∞ ball, in units of [0, 1]")
     step_size: float = setting(2 / 255, "alpha, in units of [0, 1]")
     steps: int = setting(10, "updates of delta; with 0 of them there is no random start either")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.epsilon <= 1:
-            raise ValueError(f"epsilon={self.epsilon:g} must lie between 0 and 1, as 8/255 does")
+        if not 0 <= self.epsilon <= self.largest:
+            example = ", as 8/255 does" if self.norm == "linf" else ""
+            raise ValueError(
+                f"epsilon={self.epsilon:g} must lie between 0 and {self.largest:g}{example}"
+            )
         if self.steps < 0 or self.step_size < 0:
             raise ValueError("steps and step_size must not be negative")
 
@@ -83,24 +93,32 @@ class AdversarialTraining(Defense):
         def objective(x: Tensor) -> Tensor:
             return F.cross_entropy(network(x), soft_labels, reduction="sum")
 
-        start = (2 * torch.rand(images.shape, generator=step.stream) - 1) * self.epsilon
-        x = Iterate(images, Budget("linf", self.epsilon), start.to(images.device))
+        start = self.start(images.shape, step.stream).to(images.device)
+        x = Iterate(images, Budget(self.norm, self.epsilon), start)
         with at_rest(network):
             for _ in range(self.steps):
                 x.descend(input_gradient(objective, x.images), -self.step_size)
         return x.images
 
+    def start(self, shape: torch.Size, stream: torch.Generator) -> Tensor:
+        """Delta of shape (b, 3, h, w), uniform in the ball."""
+        return (2 * torch.rand(shape, generator=stream) - 1) * self.epsilon
 
-@contextmanager
-def at_rest(network: Network) -> Iterator[None]:
-    """Eval mode and frozen weights for a while; then every module and weight as before."""
-    modes = [(module, module.training) for module in network.modules()]
-    flags = [(weight, weight.requires_grad) for weight in network.parameters()]
-    network.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for weight, learns in flags:
-            weight.requires_grad_(learns)
+
+@DEFENSES.register("at-l2")
+@dataclass(frozen=True)
+class L2AdversarialTraining(AdversarialTraining):
+    """Trains on adversarial images of the present network, within an l2 ball."""
+
+    norm: ClassVar[Norm] = "l2"
+    largest: ClassVar[float] = math.inf
+
+    epsilon: float = setting(1.0, "radius of the l2 ball; an image has values in [0, 1]")
+    step_size: float = setting(0.2, "alpha, length of a step")
+
+    def start(self, shape: torch.Size, stream: torch.Generator) -> Tensor:
+        """A Gaussian direction, at r^(1/d) of the radius for uniform r in d dimensions."""
+        direction = torch.randn(shape, generator=stream).flatten(1)
+        dimensions = direction.shape[1]
+        radius = self.epsilon * torch.rand(shape[0], 1, generator=stream) ** (1 / dimensions)
+        return (direction * radius / direction.norm(dim=1, keepdim=True)).reshape(shape)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bench.component import setting
 from bench.defense import Defense, Step
+from bench.mixing import draw_boxes
 from bench.registry import DEFENSES
 
 
@@ -39,25 +40,6 @@ class Cutout(Defense):
 
     def batch(self, images: Tensor, soft_labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Cut a hole into every image; labels stay."""
-        count, _, height, width = images.shape
-        down = torch.randint(height, (count,), generator=step.stream).to(images.device)
-        right = torch.randint(width, (count,), generator=step.stream).to(images.device)
-        rows, columns = covered(down, self.size, height), covered(right, self.size, width)
-        hole = rows[:, None, :, None] & columns[:, None, None, :]
-        return images.masked_fill(hole, 0.0), soft_labels
-
-
-def covered(centers: Tensor, size: int, length: int) -> Tensor:
-    """Which places of a line lie in a segment, whatever of it falls outside left away.
-
-    Args:
-        centers: (b,) int64 in [0, length); of an even segment, the place right of its middle.
-        size: places that the whole segment covers.
-        length: places of the line.
-
-    Returns:
-        (b, length) bool.
-    """
-    starts = centers[:, None] - size // 2
-    places = torch.arange(length, device=centers.device)
-    return (starts <= places) & (places < starts + size)
+        sizes = torch.full((len(images), 2), self.size)
+        hole = draw_boxes(sizes, (images.shape[2], images.shape[3]), step.stream, images.device)
+        return images.masked_fill(hole[:, None], 0.0), soft_labels

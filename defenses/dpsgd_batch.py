@@ -29,6 +29,7 @@ from bench.component import setting
 from bench.defense import Defense, Step
 from bench.network import Network
 from bench.registry import DEFENSES
+from bench.seeding import on_device
 
 
 @DEFENSES.register("dpsgd-batch")
@@ -52,9 +53,7 @@ class BatchGradientShaping(Defense):
         loss = super().backward(network, images, soft_labels, step)
         torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip)
         if self.noise:
-            # Millions of numbers a step: they are drawn where the weights are, from a seed of ours.
-            seed = int(torch.randint(2**62, (1,), generator=step.stream))
-            draws = torch.Generator(images.device).manual_seed(seed)
+            draws = on_device(step.stream, images.device)
             for weight in network.parameters():
                 if weight.grad is not None:
                     drawn = torch.empty_like(weight).normal_(generator=draws)

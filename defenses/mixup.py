@@ -19,12 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bench.component import setting
 from bench.defense import Defense, Step
+from bench.mixing import draw_weights, mix
 from bench.registry import DEFENSES
 
 
@@ -47,34 +47,3 @@ class Mixup(Defense):
         partners = torch.randperm(count, generator=step.stream).to(device)
         weights = draw_weights(self.alpha, count, step.stream).to(device)
         return mix(images, partners, weights), mix(soft_labels, partners, weights)
-
-
-def draw_weights(alpha: float, count: int, stream: torch.Generator) -> Tensor:
-    """Independent lambda ~ Beta(alpha, alpha).
-
-    PyTorch's own sampler draws from the global generator alone. NumPy's is exact for every alpha,
-    and that of `RandomState` is promised to stay as it is.
-
-    Args:
-        alpha: above 0.
-        count: how many.
-        stream: random numbers; it seeds NumPy's.
-
-    Returns:
-        (count,) float32 in [0, 1], on the CPU.
-    """
-    seed = int(torch.randint(2**32, (1,), generator=stream))
-    drawn = np.random.RandomState(seed).beta(alpha, alpha, count)
-    return torch.from_numpy(drawn).float()
-
-
-def mix(values: Tensor, partners: Tensor, weights: Tensor) -> Tensor:
-    """Compute lambda v_i + (1 - lambda) v_p(i) for every sample.
-
-    Args:
-        values: (b, ...) float, images or soft labels.
-        partners: (b,) int64, the permutation p.
-        weights: (b,) float32, lambda.
-    """
-    weights = weights.reshape(-1, *[1] * (values.ndim - 1))
-    return weights * values + (1 - weights) * values[partners]

@@ -14,16 +14,18 @@ from bench.component import build, parse_one
 from bench.data import ImageDataset
 from bench.defense import Defense, Step
 from bench.errors import UsageError
+from bench.mixing import covered, draw_weights
 from bench.network import Network
+from bench.pgd import at_rest
 from bench.registry import DEFENSES
 from bench.seeding import stream
 from bench.testing import small_arch, small_splits, victim
 from defenses import gaussian_blur
-from defenses.adversarial_training import AdversarialTraining, at_rest
-from defenses.cutout import Cutout, covered
+from defenses.adversarial_training import AdversarialTraining, L2AdversarialTraining
+from defenses.cutout import Cutout
 from defenses.dpsgd_batch import BatchGradientShaping
 from defenses.gaussian_blur import GaussianBlur
-from defenses.mixup import Mixup, draw_weights
+from defenses.mixup import Mixup
 from defenses.none import NoDefense
 
 CLASSES = 4
@@ -54,6 +56,8 @@ def one_hot(labels: Tensor) -> Tensor:
     [
         AdversarialTraining(epsilon=0.0),
         AdversarialTraining(steps=0),
+        L2AdversarialTraining(epsilon=0.0),
+        L2AdversarialTraining(steps=0),
         BatchGradientShaping(clip=1e9, noise=0.0),
         Cutout(size=0),
         GaussianBlur(sigma=1e-3),
@@ -78,6 +82,8 @@ def test_without_strength_it_is_plain_training_exactly(defense: Defense) -> None
         "gaussian-blur:sigma=0",
         "at-linf:epsilon=8",
         "at-linf:steps=-1",
+        "at-l2:epsilon=-1",
+        "at-l2:step_size=-1",
         "at-linf:step_size=-1/255",
         "dpsgd-batch:clip=0",
         "dpsgd-batch:noise=-1",
@@ -139,7 +145,7 @@ class TestCutout:
     @pytest.mark.parametrize("size", [0, 1, 4, 5, 16, 40])
     def test_segment_against_a_loop(self, size: int) -> None:
         length = 12
-        found = covered(torch.arange(length), size, length)
+        found = covered(torch.arange(length), torch.full((length,), size), length)
         for center, place in itertools.product(range(length), repeat=2):
             inside = center - size // 2 <= place < center - size // 2 + size
             assert found[center, place] == inside
@@ -301,6 +307,39 @@ class TestAdversarialTraining:
         loss = defense.loss(network, images, one_hot(labels), step())
         adversarial = defense.attack(twin, images, one_hot(labels), step())
         assert loss.equal(F.cross_entropy(twin(adversarial), one_hot(labels)))
+
+    def test_l2_reaches_the_optimum_of_a_linear_model(self) -> None:
+        """The worst image is x - epsilon (w_y - w_other) / |w_y - w_other|, at the full radius."""
+        network = Network(nn.Flatten(), 3 * 8 * 8, 2, (0, 0, 0), (1, 1, 1))
+        images = 0.4 + 0.2 * some_batch()[0]  # far enough from 0 and 1 for a radius of .5
+        labels = torch.arange(12) % 2
+        adversarial = L2AdversarialTraining(epsilon=0.5, step_size=0.25, steps=20).attack(
+            network, images, F.one_hot(labels, 2).float(), step()
+        )
+        direction = network.head.weight[labels] - network.head.weight[1 - labels]
+        moves = (adversarial - images).flatten(1)
+        expected = -0.5 * direction / direction.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(moves, expected, rtol=0, atol=1e-3)
+        torch.testing.assert_close(moves.norm(dim=1), torch.full((12,), 0.5), rtol=1e-5, atol=0)
+
+    def test_default_l2_ball_is_no_linf_ball(self) -> None:
+        """At its defaults the attack reaches far further than .078, the slip of APBench."""
+        images, labels = some_batch()
+        network = small_network().eval()
+        moves = L2AdversarialTraining().attack(network, images, one_hot(labels), step()) - images
+        sizes = moves.flatten(1).norm(dim=1)
+        assert sizes.max() <= 1 + 1e-5
+        assert sizes.min() > 0.5  # clipping to [0, 1] costs some of it
+
+    def test_l2_starts_uniformly_in_the_ball(self) -> None:
+        """In two dimensions: r^2 is uniform, and so is the angle."""
+        count = 20_000
+        start = L2AdversarialTraining(epsilon=2.0).start(torch.Size([count, 2]), stream(0, "l2"))
+        squares = (start.norm(dim=1).double() / 2).square().sort().values
+        angles = (torch.atan2(start[:, 1], start[:, 0]).double() / math.tau + 0.5).sort().values
+        ranks = torch.arange(1, count + 1, dtype=torch.double) / count
+        for values in (squares, angles):
+            assert (ranks - values).abs().max() < 1.63 / math.sqrt(count)
 
     def test_cost(self) -> None:
         assert AdversarialTraining().cost() == pytest.approx(23 / 3)

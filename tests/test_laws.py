@@ -87,12 +87,26 @@ METHOD_CASES = {
 """Short settings for each registered method; PATH becomes a crafted set."""
 
 DEFENSE_CASES = {
-    "at-linf": ("at-linf:steps=2", "at-linf:steps=0"),
+    "at-l2": ("at-l2:steps=2", "at-l2:epsilon=0.25,steps=1"),
+    "at-linf": ("at-linf:steps=2", "at-linf:steps=0", "at-linf:steps=1+cutout+mixup"),
+    "bilateral-filter": ("bilateral-filter:diameter=5",),
+    "bit-depth": ("bit-depth", "bit-depth:bits=5"),
+    "coin": ("coin",),
+    "cutmix": ("cutmix", "cutmix:alpha=0.2+mixup"),
     "cutout": ("cutout:size=6", "cutout"),
-    "dpsgd-batch": ("dpsgd-batch",),
+    "deconvolution-at": ("deconvolution-at:steps=2,kernel=3",),
+    "dpsgd-batch": ("dpsgd-batch", "jpeg+dpsgd-batch+grayscale"),
     "gaussian-blur": ("gaussian-blur",),
+    "grayscale": ("grayscale", "grayscale:test=yes"),
+    "jpeg": ("jpeg", "orthogonal-projection:epochs=1+jpeg:quality=50"),
+    "median-filter": ("median-filter",),
     "mixup": ("mixup", "mixup:alpha=0.2"),
     "none": ("none",),
+    "orthogonal-projection": ("orthogonal-projection", "grayscale+orthogonal-projection"),
+    "orthogonal-regularization": ("orthogonal-regularization:beta=0.01",),
+    "random-kernel": ("random-kernel",),
+    "random-noise": ("random-noise", "random-noise:std=0.177"),
+    "randomized-smoothing": ("randomized-smoothing:votes=3",),
 }
 
 
