@@ -193,3 +193,15 @@ def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
 
 def small_ten():
     return small_splits()._replace(train=TEN)
+
+
+def test_costs_of_defenses_are_times_of_plain_training() -> None:
+    """A defense that does everything twice costs about two; one that prepares is timed there."""
+    found = sections.defenses(BENCH, 0.05, 16, 48, ["none", "at-linf:steps=3", "jpeg"])["defenses"]
+    assert list(found) == ["none", "at-linf:steps=3", "jpeg"]
+    assert found["at-linf:steps=3"]["declared"] == 3
+    assert found["at-linf:steps=3"]["cost"][0] > found["none"]["cost"][0]
+    assert found["jpeg"]["prepare_seconds"] > found["none"]["prepare_seconds"]
+    text = [what for what, *_ in command.rows({"defenses": {"defenses": found}})]
+    assert text[0] == "training under none (declared 1.0 x)"
+    assert "training under at-linf:steps=3 (declared 3.0 x)" in text

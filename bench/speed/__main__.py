@@ -3,6 +3,7 @@
 python -m bench.speed
 python -m bench.speed --out results/speed/my-machine.json
 python -m bench.speed --accuracy
+python -m bench.speed --only defenses
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def main() -> int:
         "versions": versions(),
         "commit": commit(),
     }
-    plan = {**_plan(bench, options, dataset), "accuracy": lambda: _accuracies(bench, splits)}
+    plan = {**_plan(bench, options, dataset), **_long(bench, splits)}
     for name in chosen:
         if name not in plan:
             print(f"error: no section '{name}'; there are: {', '.join(plan)}", file=sys.stderr)
@@ -129,6 +130,15 @@ def _plan(bench: Bench, options: argparse.Namespace, dataset: str) -> dict[str, 
     }
 
 
+def _long(bench: Bench, splits: Splits) -> dict[str, Callable[[], Any]]:
+    """Sections that run only when they are asked for."""
+    many = 20 if bench.device.type == "cuda" else 1
+    return {
+        "defenses": lambda: sections.defenses(bench, 0.25, 64, 320 * many),
+        "accuracy": lambda: _accuracies(bench, splits),
+    }
+
+
 def _accuracies(bench: Bench, splits: Splits) -> list[Any]:
     """At quarter width by the recipe `quick`, and at full width for three of its epochs."""
     found = []
@@ -178,6 +188,11 @@ def rows(found: dict[str, Any]) -> list[Row]:
         cost, low, high = part["cost"]
         text = f"{cost:.2f} x  ({low:.2f} to {high:.2f})"
         row("adversarial training, 10 steps, against plain", text, "8.5 x at most", cost <= 8.5)
+    if part := found.get("defenses"):
+        for name, one in part["defenses"].items():
+            ratio(f"training under {name} (declared {one['declared']:.1f} x)", one["cost"], None)
+            if one["prepare_seconds"] > 0.01:
+                row("  preparation of 1000 images", f"{one['prepare_seconds']:.2f} s")
     if part := found.get("agreement"):
         steps = part["share_by_step"]
         what = f"signs of {part['precision']} like {part['against']}'s, by step"

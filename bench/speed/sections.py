@@ -6,7 +6,7 @@ import dataclasses
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
@@ -216,7 +216,7 @@ def our_training(
     some = bench.some(images)
     made = _training(
         *(bench, width, some, _steady(batch_size)),
-        *(build_defense(parse_one(defense, DEFENSES)), bench.fast),
+        *(build_defense(parse_one(defense, DEFENSES), "quick"), bench.fast),
     )
 
     def work() -> float:
@@ -239,6 +239,36 @@ def adversarial(bench: Bench, width: float, batch_size: int, images: int) -> dic
     }
     rates = take_turns(contenders, bench.device, bench.rounds)
     return {"width": width, "cost": _ratio(rates, "plain", "at")}
+
+
+def defenses(
+    bench: Bench, width: float, batch_size: int, images: int, names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The time of a training step under each defense as a multiple of plain training's.
+
+    Each defense takes turns with plain training alone, so that few networks are alive at once.
+
+    Returns:
+        For each defense `cost` (median, least, greatest), what it `declares`, and the seconds that
+        its preparation takes for 1000 images; by names as typed, all defenses that need nothing.
+    """
+    found = {}
+    for name in names or DEFENSES.match("all"):
+        defense = build_defense(parse_one(name, DEFENSES), "quick")
+        started = time.perf_counter()
+        defense.prepare(bench.some(1000), stream(0, "speed"))
+        prepared = time.perf_counter() - started
+        contenders = {
+            "plain": our_training(bench, width, batch_size, images),
+            "defended": our_training(bench, width, batch_size, images, name),
+        }
+        rates = take_turns(contenders, bench.device, bench.rounds, least=0.5)
+        found[name] = {
+            "cost": _ratio(rates, "plain", "defended"),
+            "declared": defense.cost(),
+            "prepare_seconds": prepared,
+        }
+    return {"width": width, "batch_size": batch_size, "defenses": found}
 
 
 def agreement(bench: Bench, steps: int = 8, images: int = 100) -> dict[str, Any]:
