@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.component import number
 from bench.errors import UsageError
-from bench.registry import REGISTRIES, load_plugin
+from bench.registry import DEFENSES, REGISTRIES, load_plugin
+from bench.worst_case import SETS
 
 if TYPE_CHECKING:
     from bench.runner import Outcome
@@ -116,7 +117,11 @@ def parser() -> argparse.ArgumentParser:
     add = grid.add_argument
     add("--methods", metavar="LIST", help="protections (sep,advpoison)")
     add("--archs", metavar="LIST", help="victim architectures (rn18,vgg16)")
-    add("--defenses", metavar="LIST", help="training-time defenses (none)")
+    add(
+        "--defenses",
+        metavar="LIST",
+        help=f"training-time defenses, or a set of them: {' or '.join(SETS)} (none)",
+    )
     add("--dataset", metavar="NAME", help="cifar10, cifar100, folder:PATH, ... (cifar10)")
     add("--recipe", metavar="NAME", help="quick, standard or paper (quick)")
     add("--epsilon", metavar="LIST", help="radii for l∞ methods: 2/255,8/255 (their own: 8/255)")
@@ -290,6 +295,9 @@ def show_list(as_json: bool) -> int:
         for name, entry in registry.entries.items():
             shown = f"{name}:{entry.argument.upper()}" if entry.argument else name
             print(f"  {shown:22} {entry.summary}")
+        if registry is DEFENSES:
+            for name, members in SETS.items():
+                print(f"  {name:22} {len(members)} of them: {','.join(members)}")
         print()
     return 0
 

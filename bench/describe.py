@@ -14,6 +14,7 @@ from bench.component import Component, Spec, build, defaults
 from bench.errors import UsageError
 from bench.registry import METHODS, RECIPES, REGISTRIES, Registry
 from bench.summary import LARGEST_FRACTION
+from bench.worst_case import SETS
 
 CIFAR_IMAGES = 50_000
 """For which costs are told: some methods take so many steps, whatever there is."""
@@ -33,6 +34,8 @@ def find(name: str) -> tuple[Registry, str]:
     if found:
         ways = " or ".join(f"{registry.kind}:{name}" for registry in found)
         raise UsageError(f"'{name}' is more than one thing; write {ways}")
+    if name in SETS:
+        raise UsageError(f"'{name}' stands for several defenses: {', '.join(SETS[name])}")
     known = [entry for registry in REGISTRIES for entry in registry.entries]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""

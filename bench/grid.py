@@ -41,6 +41,7 @@ from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES, Registry
 from bench.release import draw_mask
 from bench.stack import build_defense
 from bench.store import key_of
+from bench.worst_case import expand
 
 C = TypeVar("C", bound=Component)
 
@@ -55,7 +56,7 @@ class Grid:
     Attributes:
         methods: for instance "sep,advpoison", "all", "sep*", "sep:steps=15,noise".
         archs: likewise.
-        defenses: likewise.
+        defenses: likewise; or a set of them, "auto" or "auto-fast".
         dataset: one data set.
         recipe: one recipe.
         epsilon: radii for l-inf methods, in units of [0, 1], each a row of its own; None leaves
@@ -327,7 +328,8 @@ class Expansion:
         )
         self.source: DatasetSource = build(DATASETS, parse_one(grid.dataset, DATASETS))
         self.archs = self._components(parse(grid.archs, ARCHS), ARCHS, self._arch)
-        self.defenses = self._components(parse(grid.defenses, DEFENSES), DEFENSES, self._defense)
+        listed = parse(expand(grid.defenses), DEFENSES)
+        self.defenses = self._components(listed, DEFENSES, self._defense)
         methods = [Spec(CONTROL), *parse(grid.methods, METHODS)]
         if grid.clean_part:
             methods.insert(1, Spec(CLEAN_PART))

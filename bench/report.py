@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from bench import record
 from bench.axes import Axis, axis_table, find_axes
 from bench.claims import claims_table, read_claims
+from bench.defense_tables import defense_tables, told_tables
+from bench.detection import holdout_tables, roc_figures
 from bench.errors import UsageError
 from bench.files import slugify, write_text
 from bench.summary import Context, Row, Summary, summarise
@@ -24,7 +26,8 @@ class Report:
     """What was reported.
 
     Attributes:
-        text: accuracies and details of every context, for the terminal.
+        text: accuracies and details of every context, and what its defenses and held-out images
+            tell, for the terminal.
         files: everything written, in order.
     """
 
@@ -57,7 +60,7 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     files = []
     claims = read_claims(folder)
     for summary in chosen:
-        tables = all_tables(summary)
+        tables = [*all_tables(summary), *defense_tables(summary), *holdout_tables(summary)]
         tables += [claims_table(summary, claims)] if claims else []
         files += _write_tables(folder / "tables", summary.context, tables)
         files += _write_plots(folder / "plots", summary, looks)
@@ -76,7 +79,8 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
 def _texts(summaries: list[Summary]) -> Iterator[str]:
     """Each context's tables, under a heading if there are several contexts."""
     for summary in summaries:
-        text = join([main_table(summary), details_table(summary)])
+        more = [*told_tables(summary), *holdout_tables(summary)]
+        text = join([main_table(summary), details_table(summary), *more])
         heading = summary.context.slug
         several = len(summaries) > 1
         yield f"{heading}\n{'=' * len(heading)}\n\n{text}" if several else text
@@ -106,12 +110,19 @@ def _write_tables(folder: Path, context: Context, tables: Iterable[Table]) -> li
 
 
 def _write_plots(folder: Path, summary: Summary, looks: Mapping[str, Style]) -> list[Path]:
+    from bench.heatmap import heatmaps
     from bench.plots import curve_figures, overview_figure, save_figure
 
     files, taken = [], set()
-    for label, figure in curve_figures(summary, looks).items():
-        name = free_name(f"{summary.context.slug}-curves-{slugify(label)}", taken)
-        files += save_figure(figure, folder / name)
+    kinds = {
+        "curves": curve_figures(summary, looks),
+        "heatmap": {str(column): figure for column, figure in heatmaps(summary).items()},
+        "detection": roc_figures(summary),
+    }
+    for kind, figures in kinds.items():
+        for label, figure in figures.items():
+            name = free_name(f"{summary.context.slug}-{kind}-{slugify(label)}", taken)
+            files += save_figure(figure, folder / name)
     overview = overview_figure(summary, looks)
     if overview is not None:
         files += save_figure(overview, folder / f"{summary.context.slug}-final")

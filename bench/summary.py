@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from bench.files import slugify
@@ -218,17 +219,17 @@ class Summary:
     groups: Mapping[tuple[Row, Column], Group]
     superseded: int = 0
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
         """In the order of the table."""
         return sorted({row for row, _ in self.groups}, key=lambda row: row.order)
 
-    @property
+    @cached_property
     def columns(self) -> list[Column]:
         """In the order of the table: by name, wide before narrow."""
         return sorted({column for _, column in self.groups}, key=lambda column: column.order)
 
-    @property
+    @cached_property
     def defenses(self) -> list[tuple[str, str]]:
         """Defenses, each as its name and its label among the others, in the order of rows."""
         return list(dict.fromkeys(self.defense_of(row) for row in self.rows))
@@ -244,11 +245,16 @@ class Summary:
 
     def control(self, row: Row, column: Column) -> Group:
         """The records of the control under the same defense and architecture."""
-        for (other, place), group in self.groups.items():
-            same = (other.defense, other.defense_settings) == (row.defense, row.defense_settings)
-            if same and place == column and other.method == CONTROL:
-                return group
-        return Group()
+        return self._controls.get((row.defense, row.defense_settings, column), Group())
+
+    @cached_property
+    def _controls(self) -> dict[tuple[str, str, Column], Group]:
+        """Those of every defense and architecture; of several the first."""
+        found: dict[tuple[str, str, Column], Group] = {}
+        for (row, column), group in self.groups.items():
+            if row.method == CONTROL:
+                found.setdefault((row.defense, row.defense_settings, column), group)
+        return found
 
     def method_label(self, row: Row) -> str:
         """The label of a row's method, with the settings that tell it from its namesakes."""

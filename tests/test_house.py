@@ -14,10 +14,10 @@ SOURCES = sorted(
     file for folder in ("bench", "methods", "defenses") for file in (ROOT / folder).rglob("*.py")
 )
 LEAVES_TO_USERS = [
-    {"errors", "seeding", "files", "augment", "replay"},
+    {"errors", "seeding", "files", "augment", "replay", "policies"},
     {"registry"},
     {"component"},
-    {"budget", "data", "recipe", "record", "store", "samples", "folding", "worst_case"},
+    {"budget", "data", "recipe", "record", "store", "samples", "folding", "worst_case", "mixing"},
     {"network", "decoded", "pgd", "joined"},
     {"method", "defense", "device", "release", "loading"},
     {"archs", "datasets", "recipes"},

@@ -1,0 +1,605 @@
+"""Tables of methods by defenses, and of the trainer who chooses the best of those.
+
+Accuracy under every defense; the share of what the same defense reaches on clean images; and how
+the order of methods changes once the trainer may choose. The worst case is over defenses that
+know nothing but the released images; see `bench.worst_case`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from bench.record import CONTROL
+from bench.summary import CONTROLS, Column, Group, Row, Spread, Summary
+from bench.tables import (
+    LOW,
+    MISSING,
+    Table,
+    accuracy,
+    cell_names,
+    chance,
+    failures,
+    frame,
+    low_note,
+    over_seeds,
+    partial_note,
+    scale,
+)
+from bench.worst_case import WorstCase, title_of, worst_case
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Name = tuple[str, str]
+"""A defense by its name and its label, as in `Summary.defenses`."""
+
+KNOWS, ONE_SEED = "*", "§"
+NEAR_CHANCE = 0.1
+"""A ceiling that lies this near to chance leaves nothing to be recovered."""
+NOTHING = "none"
+"""The side information of most defenses."""
+
+ESTIMATOR_NOTE = (
+    "{title}: for each victim seed the defense of the highest mean accuracy on the other seeds, "
+    "reported on this seed, so that noise does not flatter it; only defenses that know nothing "
+    "but the released images. by: the one chosen most often."
+)
+MAXIMUM_NOTE = (
+    "{title}: the highest accuracy of the defenses that know nothing but the released images; by: "
+    "which one."
+)
+SHARE_NOTE = (
+    "{title}: here the share recovered by the defense that is chosen by accuracy, which need not "
+    "be the highest share."
+)
+ONE_SEED_NOTE = f"{ONE_SEED}: chosen and reported on one seed: flatters the trainer."
+CHANGE_NOTE = (
+    f"rank: 1 is the lowest accuracy, the best protection; {CONTROL} and other controls have none. "
+    "change: places gained (+) or lost (−) once the trainer may choose the defense."
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method on an architecture, under every defense.
+
+    Attributes:
+        summary: where it is from.
+        column: the architecture.
+        rows: the row of each defense that it was run with.
+    """
+
+    summary: Summary
+    column: Column
+    rows: Mapping[Name, Row]
+
+    @property
+    def first(self) -> Row:
+        """Its row under the first defense."""
+        return next(iter(self.rows.values()))
+
+    @property
+    def label(self) -> str:
+        """Of the method."""
+        return self.summary.method_label(self.first)
+
+    def group(self, defense: Name) -> Group:
+        """The records under a defense; an empty group where there are none."""
+        row = self.rows.get(defense)
+        return Group() if row is None else self.summary.group(row, self.column)
+
+    def control(self, defense: Name) -> Group:
+        """The control's records under a defense."""
+        row = self.rows.get(defense)
+        return Group() if row is None else self.summary.control(row, self.column)
+
+    def accuracies(self, defense: Name) -> dict[int, float]:
+        """Final clean test accuracy by victim seed."""
+        return _accuracies(self.group(defense))
+
+    def recoveries(self, defense: Name) -> dict[int, float | None]:
+        """By victim seed the share of what the same defense reaches on clean images.
+
+        (accuracy - chance) / (ceiling - chance), the ceiling being the control's accuracy with the
+        same seed; None where that lies near chance.
+        """
+        floor, ceilings = chance(self.summary), _accuracies(self.control(defense))
+        return {
+            seed: (value - floor) / (ceilings[seed] - floor)
+            if ceilings[seed] - floor > NEAR_CHANCE
+            else None
+            for seed, value in self.accuracies(defense).items()
+            if seed in ceilings
+        }
+
+
+@dataclass(frozen=True)
+class Board:
+    """The methods of a context on one side, its defenses on the other."""
+
+    summary: Summary
+
+    @cached_property
+    def knows(self) -> dict[Name, str]:
+        """What every defense knows beyond the released images.
+
+        Plain training comes first, then defenses that know nothing, then the others.
+        """
+        found: dict[Name, str] = {}
+        for row, column in self.summary.groups:
+            group, name = self.summary.group(row, column), self.summary.defense_of(row)
+            for record in group.done + group.failed:
+                # Older records do not say; their defenses knew nothing.
+                told = record.get("side_information", NOTHING)
+                if found.get(name, NOTHING) == NOTHING:
+                    found[name] = told
+        ordered = sorted(self.summary.defenses, key=lambda name: found[name] != NOTHING)
+        return {name: found[name] for name in ordered}
+
+    @property
+    def compared(self) -> list[Name]:
+        """The defenses that know nothing, among which the worst case is found."""
+        return [name for name, told in self.knows.items() if told == NOTHING]
+
+    @property
+    def title(self) -> str:
+        """What the worst case is over."""
+        return title_of([label for _, label in self.compared])
+
+    @property
+    def has_worst(self) -> bool:
+        """Whether there is something to choose from."""
+        return len(self.compared) > 1
+
+    @cached_property
+    def usual(self) -> int:
+        """The number of victims of a complete cell."""
+        return max((len(g.done) + len(g.failed) for g in self.summary.groups.values()), default=0)
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """Every method on every architecture that has any records, architecture by architecture."""
+        methods: dict[tuple[Any, ...], dict[Name, Row]] = defaultdict(dict)
+        for row in sorted(self.summary.rows, key=_method_order):
+            same = (row.method, row.method_settings, row.norm, row.epsilon)
+            methods[same][self.summary.defense_of(row)] = row
+        return [
+            line
+            for column in self.summary.columns
+            for rows in methods.values()
+            for line in [Line(self.summary, column, rows)]
+            if any(line.group(name).done or line.group(name).failed for name in rows)
+        ]
+
+    def worst(self, line: Line) -> WorstCase[Name] | None:
+        """What a trainer reaches against a method, in accuracy."""
+        return worst_case({name: line.accuracies(name) for name in self.compared})
+
+    def heading(self, name: Name) -> str:
+        """A defense as a column, marked if it knows something."""
+        return name[1] + KNOWS * (self.knows[name] != NOTHING)
+
+    def by(self, worst: WorstCase[Name] | None) -> str:
+        """The defense chosen most often, and how often if not always."""
+        if worst is None:
+            return ""
+        (_, label), count = worst.usual
+        return label if count == len(worst.chosen) else f"{label} {count}/{len(worst.chosen)}"
+
+    def marks(self, line: Line, worst: WorstCase[Name]) -> str:
+        """Of a worst case: badly trained under the defense it is by, one seed, not all seeds."""
+        name, _ = worst.usual
+        low = line.group(name).low_train(line.control(name))
+        number = f" n={len(worst.scores)}" if len(worst.scores) != self.usual else ""
+        return LOW * low + ONE_SEED * worst.flatters + number
+
+
+def defense_tables(summary: Summary) -> list[Table]:
+    """Methods by defenses, recovery, and ranking; none where there is only one defense."""
+    if len(summary.defenses) < 2:
+        return []
+    tables = [defenses_table(summary)]
+    if any(row.method != CONTROL for row in summary.rows):
+        tables.append(recovery_table(summary))
+    return [*tables, *_ranking(summary)]
+
+
+def told_tables(summary: Summary) -> list[Table]:
+    """Those of them that are worth a place in the terminal."""
+    if len(summary.defenses) < 2 or not Board(summary).has_worst:
+        return []
+    return [defenses_table(summary), *_ranking(summary)]
+
+
+def _ranking(summary: Summary) -> list[Table]:
+    ranked = any(row.method not in CONTROLS for row in summary.rows)
+    return [ranking_table(summary)] if ranked and Board(summary).has_worst else []
+
+
+def defenses_table(summary: Summary) -> Table:
+    """Accuracy of every method under every defense, and of the trainer who chooses."""
+    board = Board(summary)
+    lines, numbers = [], []
+    for line in board.lines:
+        cells = [accuracy(line.group(n), line.control(n), board.usual) for n in board.knows]
+        worst = board.worst(line)
+        lines.append([*_names(board, line), *cells, *_worst_cells(board, line, worst)])
+        numbers += _numbers(board, line, worst)
+    caption = (
+        f"Clean test accuracy after the last epoch in percent by defense{_place(board)}, "
+        f"{over_seeds(board.usual)}."
+    )
+    return Table(
+        name="defenses",
+        caption=(caption, *scale(summary)),
+        cells=frame([*_heads(board), *_across(board)], lines),
+        lead=len(_heads(board)),
+        step=1,
+        notes=tuple(_notes(board, lines)),
+        numbers=_machine(numbers),
+    )
+
+
+def recovery_table(summary: Summary) -> Table:
+    """The share of the clean ceiling that every defense recovers."""
+    board = Board(summary)
+    lines, numbers = [], []
+    for line in board.lines:
+        if line.first.method == CONTROL:
+            continue
+        cells, parts = [], {}
+        for name in board.knows:
+            group, spread = line.group(name), _whole(line.recoveries(name).values())
+            parts[name] = spread
+            missing = "failed" if group.failed and not group.done else MISSING
+            low = LOW * group.low_train(line.control(name))
+            cells.append(percent(spread) + low + _count(spread, board) if spread.n else missing)
+        worst = board.worst(line)
+        ratio = worst_recovery(line, worst)
+        cells += _worst_cells(board, line, worst, ratio)
+        lines.append([*_names(board, line), *cells])
+        numbers += _recovery_numbers(board, line, parts, worst, ratio)
+    caption = (
+        f"Recovered share in percent by defense{_place(board)}, {over_seeds(board.usual)}: "
+        f"(accuracy − chance) / (accuracy of {CONTROL} under the same defense − chance), paired by "
+        "seed; 100 is what this defense reaches on clean images, 0 is chance."
+    )
+    near = f"{100 * NEAR_CHANCE:.0f} points"
+    chosen = [SHARE_NOTE.format(title=board.title)] * board.has_worst
+    gap = any(MISSING in line for line in lines)
+    gaps = [
+        f"{MISSING}: not run, or the ceiling is missing or within {near} of chance.",
+    ]
+    return Table(
+        name="recovery",
+        caption=(caption, *scale(summary)),
+        cells=frame([*_heads(board), *_across(board)], lines),
+        lead=len(_heads(board)),
+        step=1,
+        notes=(*chosen, *_notes(board, lines, gaps=False), *(gaps if gap else [])),
+        numbers=_machine(numbers),
+    )
+
+
+def worst_recovery(line: Line, worst: WorstCase[Name] | None) -> Spread:
+    """The worst case with the ceiling of the chosen defense on the reported seed.
+
+    The defense is chosen by accuracy, which a trainer could at least estimate.
+    """
+    if worst is None:
+        return Spread.of([])
+    return _whole([line.recoveries(name).get(seed) for seed, name in worst.chosen.items()])
+
+
+def ranking_table(summary: Summary) -> Table:
+    """The order of methods against plain training, and against the trainer who chooses."""
+    board = Board(summary)
+    lines, numbers = [], []
+    for column in summary.columns:
+        there = [line for line in board.lines if line.column == column]
+        places, plain = _ranked(board, there), _plain(board)
+        for line in sorted(there, key=lambda line: _place_of(line, places)):
+            worst = board.worst(line)
+            before, after = places.get(line.label, (None, None))
+            text, chosen = _worst_cells(board, line, worst)
+            none = "" if line.first.method in CONTROLS else MISSING
+            lines.append(
+                [
+                    *_names(board, line),
+                    accuracy(line.group(plain), line.control(plain), board.usual),
+                    none if before is None else str(before),
+                    text,
+                    none if after is None else str(after),
+                    _change(before, after),
+                    chosen,
+                ]
+            )
+            numbers.append(_ranking_numbers(board, line, worst, before, after))
+    import pandas as pd
+
+    first = _plain(board)[1]
+    title = "plain" if first == "none" else first
+    caption = (
+        f"Protections by clean test accuracy in percent{_place(board)}, {over_seeds(board.usual)}: "
+        f"{'without defense' if first == 'none' else f'under {first}'}, and against a trainer who "
+        f"chooses among {len(board.compared)} defenses."
+    )
+    table = pd.DataFrame(numbers)
+    return Table(
+        name="ranking",
+        caption=(caption, *scale(summary)),
+        cells=frame(
+            [*_heads(board), title, "rank", board.title, "rank", "change", "by"],
+            lines,
+        ),
+        lead=len(_heads(board)),
+        step=6,
+        notes=(CHANGE_NOTE, *_notes(board, lines)),
+        numbers=table.astype({"plain_rank": "Int64", "worst_rank": "Int64", "change": "Int64"}),
+    )
+
+
+def _place_of(line: Line, places: Mapping[str, tuple[int, int]]) -> tuple[float, ...]:
+    """Controls first, in their order; then by rank in the worst case; the unranked last."""
+    if line.first.method in CONTROLS:
+        return 0, CONTROLS.index(line.first.method), 0
+    before, after = places.get(line.label, (math.inf, math.inf))
+    return 1, after, before
+
+
+def _ranked(board: Board, lines: Iterable[Line]) -> dict[str, tuple[int, int]]:
+    """By label the ranks under plain training and in the worst case, of methods that have both."""
+    values = {}
+    for line in lines:
+        plain, worst = line.group(_plain(board)), board.worst(line)
+        if line.first.method not in CONTROLS and plain.done and worst is not None:
+            means = plain.spread("final_test_acc").mean, Spread.of(worst.scores.values()).mean
+            values[line.label] = means
+    plain, worst = ([pair[place] for pair in values.values()] for place in (0, 1))
+    return {label: (_rank(p, plain), _rank(w, worst)) for label, (p, w) in values.items()}
+
+
+def _rank(own: float, values: Iterable[float]) -> int:
+    """One more than there are lower ones; equals share a rank."""
+    return 1 + sum(value < own - 1e-9 for value in values)
+
+
+def _change(before: int | None, after: int | None) -> str:
+    if before is None or after is None:
+        return ""
+    return f"{before - after:+d}".replace("-", "−") if before != after else "0"
+
+
+def _plain(board: Board) -> Name:
+    """Plain training, or what stands in its place."""
+    return board.compared[0]
+
+
+# Text.
+
+
+def percent(spread: Spread) -> str:
+    """Mean and deviation of fractions, in percent; a single value stands alone."""
+    if not spread.n:
+        return MISSING
+    mean = f"{round(100 * spread.mean, 1) + 0.0:.1f}".replace("-", "−")
+    return mean if spread.n == 1 else f"{mean} ± {100 * spread.sd:.1f}"
+
+
+def _heads(board: Board) -> list[str]:
+    """A single architecture stands in the caption instead of in a column."""
+    return ["architecture", "method"] if len(board.summary.columns) > 1 else ["method"]
+
+
+def _names(board: Board, line: Line) -> list[str]:
+    return [str(line.column), line.label][-len(_heads(board)) :]
+
+
+def _place(board: Board) -> str:
+    columns = board.summary.columns
+    return f" on {columns[0]}" if len(columns) == 1 else ""
+
+
+def _across(board: Board) -> list[str]:
+    """The headings of all defenses, and of the worst case if there is one."""
+    heads = [board.heading(name) for name in board.knows]
+    return [*heads, board.title, "by"] if board.has_worst else heads
+
+
+def _worst_cells(
+    board: Board, line: Line, worst: WorstCase[Name] | None, spread: Spread | None = None
+) -> list[str]:
+    """The worst case and what it is by; in accuracy, or as the spread of something else."""
+    if not board.has_worst:
+        return []
+    if worst is None:
+        return [MISSING, ""]
+    spread = Spread.of(worst.scores.values()) if spread is None else spread
+    text = percent(spread)
+    return [text + board.marks(line, worst) if spread.n else text, board.by(worst)]
+
+
+def _whole(shares: Collection[float | None]) -> Spread:
+    """Their spread; none at all if one is missing, since the others would be the better ones."""
+    return Spread.of([] if None in shares else shares)
+
+
+def _count(spread: Spread, board: Board) -> str:
+    return f" n={spread.n}" if spread.n != board.usual else ""
+
+
+def _notes(board: Board, lines: list[list[str]], gaps: bool = True) -> Iterator[str]:
+    if board.has_worst:
+        found = [worst.flatters for line in board.lines if (worst := board.worst(line))]
+        note = MAXIMUM_NOTE if found and all(found) else ESTIMATOR_NOTE
+        yield note.format(title=board.title)
+        if any(ONE_SEED in cell for line in lines for cell in line):
+            yield ONE_SEED_NOTE
+        yield from _left_out(board)
+    knowing: dict[str, list[str]] = defaultdict(list)
+    for (_, label), told in board.knows.items():
+        if told != NOTHING:
+            knowing[told].append(label)
+    if knowing:
+        said = "; ".join(f"{', '.join(names)}: {told}" for told, names in knowing.items())
+        yield f"{KNOWS}: knows more than the released images, and is not in the worst case: {said}."
+    yield from low_note(lines)
+    yield from partial_note(lines)
+    yield from failures(_named(board))
+    if gaps and any(MISSING in line for line in lines):
+        yield f"{MISSING}: not run, or nothing to compare with."
+
+
+def _left_out(board: Board) -> Iterator[str]:
+    """Which defenses a worst case had to do without."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in board.lines:
+        worst = board.worst(line)
+        missing = worst.left_out if worst is not None else {}
+        if missing:
+            said = ", ".join(
+                f"{label} ({count} of {board.usual})" for (_, label), count in missing.items()
+            )
+            where = f" on {line.column}" if len(board.summary.columns) > 1 else ""
+            found[said].append(line.label + where)
+    for said, places in found.items():
+        yield f"{board.title} does without {said} for want of seeds: {', '.join(places)}."
+
+
+def _named(board: Board) -> Iterator[tuple[str, Group]]:
+    """Every cell in words."""
+    for line in board.lines:
+        for name, row in line.rows.items():
+            group = board.summary.group(row, line.column)
+            yield f"{line.label} on {line.column} under {name[1]}", group
+
+
+# Numbers for machines.
+
+
+def _numbers(board: Board, line: Line, worst: WorstCase[Name] | None) -> Iterator[dict[str, Any]]:
+    """A row a defense that has any records, and one for the worst case."""
+    for name in board.knows:
+        group = line.group(name)
+        if group.done or group.failed:
+            yield {
+                **cell_names(board.summary, line.rows[name], line.column),
+                "side_information": board.knows[name],
+                "n": len(group.done),
+                "failed": len(group.failed),
+                **hundredths("test_acc_percent", group.spread("final_test_acc")),
+                "low_train": group.low_train(line.control(name)),
+            }
+    if worst is not None:
+        yield {
+            **_worst_names(board, line, worst),
+            **hundredths("test_acc_percent", Spread.of(worst.scores.values())),
+            **_choice(worst),
+        }
+
+
+def _recovery_numbers(
+    board: Board,
+    line: Line,
+    parts: Mapping[Name, Spread],
+    worst: WorstCase[Name] | None,
+    ratio: Spread,
+) -> Iterator[dict[str, Any]]:
+    for name, spread in parts.items():
+        group = line.group(name)
+        if group.done or group.failed:
+            yield {
+                **cell_names(board.summary, line.rows[name], line.column),
+                "side_information": board.knows[name],
+                "n": spread.n,
+                "failed": len(group.failed),
+                **hundredths("recovery_percent", spread),
+                "low_train": group.low_train(line.control(name)),
+            }
+    if worst is not None:
+        yield {
+            **_worst_names(board, line, worst),
+            "n": ratio.n,
+            **hundredths("recovery_percent", ratio),
+            **_choice(worst),
+        }
+
+
+def _ranking_numbers(
+    board: Board,
+    line: Line,
+    worst: WorstCase[Name] | None,
+    before: int | None,
+    after: int | None,
+) -> dict[str, Any]:
+    names = cell_names(board.summary, line.first, line.column)
+    spread = Spread.of([] if worst is None else worst.scores.values())
+    plain = line.group(_plain(board)).spread("final_test_acc")
+    return {
+        **{key: value for key, value in names.items() if key != "defense"},
+        "plain": _plain(board)[1],
+        **hundredths("plain_percent", plain),
+        "plain_n": plain.n,
+        "plain_rank": before,
+        "worst": board.title,
+        **hundredths("worst_percent", spread),
+        "worst_n": spread.n,
+        "worst_rank": after,
+        "change": None if before is None or after is None else before - after,
+        "by": "" if worst is None else worst.usual[0][1],
+    }
+
+
+def _worst_names(board: Board, line: Line, worst: WorstCase[Name]) -> dict[str, Any]:
+    name, _ = worst.usual
+    return {
+        **cell_names(board.summary, line.first, line.column),
+        "defense": board.title,
+        "side_information": NOTHING,
+        "n": len(worst.scores),
+        "failed": sum(len(line.group(name).failed) for name in worst.compared),
+        "low_train": line.group(name).low_train(line.control(name)),
+    }
+
+
+def _choice(worst: WorstCase[Name]) -> dict[str, Any]:
+    (_, label), count = worst.usual
+    return {
+        "by": label,
+        "by_seeds": count,
+        "compared": len(worst.compared),
+        "left_out": " ".join(label for _, label in worst.left_out),
+        "one_seed": worst.flatters,
+    }
+
+
+def hundredths(name: str, spread: Spread) -> dict[str, float]:
+    """Mean and deviation of fractions in percent, without the dust of binary fractions."""
+    return {name: round(100 * spread.mean, 4), f"{name}_sd": round(100 * spread.sd, 4)}
+
+
+def _machine(numbers: list[dict[str, Any]]) -> pd.DataFrame:
+    """Counts stay whole where rows have none."""
+    import pandas as pd
+
+    table = pd.DataFrame(numbers)
+    counts = {name: "Int64" for name in ("by_seeds", "compared") if name in table}
+    return table.astype(counts)
+
+
+def _accuracies(group: Group) -> dict[int, float]:
+    return {
+        record["seed"]: record["final_test_acc"]
+        for record in group.done
+        if record["final_test_acc"] is not None
+    }
+
+
+def _method_order(row: Row) -> tuple[Any, ...]:
+    """The order of rows without the defense."""
+    return row.order[3:]

@@ -1,0 +1,380 @@
+"""What the curve of held-out released images tells a trainer, as in SEP's Figure 4.
+
+Released images that are kept from training say whether a network learned the shortcut: on
+protected ones it is as good as ever while it fails on clean images. The difference is a suspicion,
+for which a trainer needs clean test images. The same curve, for which nothing clean is needed,
+also tells when to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.defense_tables import hundredths, percent
+from bench.plots import COLOURS, DASHES, GREY, brief, entitle, plain_style
+from bench.record import CONTROL
+from bench.summary import CONTROLS, Column, Group, Record, Row, Spread, Summary
+from bench.tables import (
+    MISSING,
+    PARTIAL,
+    PEAK_NOTE,
+    Table,
+    cell_names,
+    failures,
+    frame,
+    over_seeds,
+    partial_note,
+    scale,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ENOUGH = 10
+"""So many victims of a method are needed for a curve of its own."""
+
+INSIDE = 6
+"""So many curves are named inside the picture; more, beside it."""
+
+DETECTOR_NOTE = "The detector needs clean test images; it trains as the victim does."
+AUC_NOTE = (
+    f"AUC: how often a victim of the method is more suspicious than one of {CONTROL} under the "
+    "same defense, ties counted half; 50 % is guessing. n: victims of both, seeds and "
+    "architectures together; a few can tell no more than perfect from imperfect."
+)
+
+
+def suspicion(record: Record) -> float | None:
+    """Accuracy on held-out released images minus that on clean test images, after training."""
+    held, clean = _held_out(record), record["final_test_acc"]
+    return None if held is None or clean is None else held - clean
+
+
+def area(positives: Sequence[float], negatives: Sequence[float]) -> float | None:
+    """The share of pairs in which the positive is higher, ties counted half; the area under ROC."""
+    if not positives or not negatives:
+        return None
+    pairs = [_round(a) - _round(b) for a in positives for b in negatives]
+    return sum((gap > 0) + (gap == 0) / 2 for gap in pairs) / len(pairs)
+
+
+def roc(positives: Sequence[float], negatives: Sequence[float]) -> list[tuple[float, float]]:
+    """False and true positive rates from the strictest threshold to none.
+
+    Without ties the line through them is a staircase; a tie between both kinds is a slope, so that
+    the area below is `area`.
+    """
+    yes, no = ([_round(value) for value in values] for values in (positives, negatives))
+    points = [(0.0, 0.0)]
+    for threshold in sorted({*yes, *no}, reverse=True):
+        rates = (sum(v >= threshold for v in values) / len(values) for values in (no, yes))
+        points.append((next(rates), next(rates)))
+    return points
+
+
+def _round(value: float) -> float:
+    """Ties must not be decided by the last bit of a float."""
+    return round(value, 9)
+
+
+def _held_out(record: Record) -> float | None:
+    return record["curve"][-1].get("holdout_acc") if record["curve"] else None
+
+
+# Tables.
+
+
+def holdout_tables(summary: Summary) -> list[Table]:
+    """Detection and early stopping; none where no victim was evaluated on held-out images."""
+    if not any(_held_out(record) is not None for record in summary.records):
+        return []
+    return [detection_table(summary), early_stopping_table(summary)]
+
+
+def detection_table(summary: Summary) -> Table:
+    """How suspicious the victims of every method are, a row a method and defense."""
+    heads = [*_heads(summary), "held-out %", "clean test %", "suspicion", "AUC %", "n"]
+    lines, numbers = [], []
+    for row in summary.rows:
+        groups = [summary.group(row, column) for column in summary.columns]
+        found, failed = _victims(groups), sum(len(group.failed) for group in groups)
+        if not found and not failed:
+            continue
+        controls = _victims(summary.control(row, column) for column in summary.columns)
+        held = Spread.of(map(_held_out, found))
+        clean = Spread.of(record["final_test_acc"] for record in found)
+        gap = Spread.of(map(suspicion, found))
+        auc = None if row.method == CONTROL else area(_suspicions(found), _suspicions(controls))
+        count = f"{len(found)} : {len(controls)}" if row.method != CONTROL else f"{len(found)}"
+        lines.append(
+            [
+                *_names(summary, row),
+                percent(held) + PARTIAL * bool(failed) if found else "failed",
+                percent(clean),
+                percent(gap),
+                "" if row.method == CONTROL else MISSING if auc is None else f"{100 * auc:.0f}",
+                count,
+            ]
+        )
+        names = cell_names(summary, row, summary.columns[0])
+        numbers.append(
+            {
+                **{key: names[key] for key in names if key not in ("arch", "width")},
+                "n": len(found),
+                "failed": failed,
+                "control_n": len(controls),
+                **hundredths("holdout_acc_percent", held),
+                **hundredths("test_acc_percent", clean),
+                **hundredths("suspicion_points", gap),
+                "auc": auc,
+            }
+        )
+    caption = (
+        "Can the protection be detected? Accuracy in percent on released images that were held "
+        "out of training, and on clean test images, after the last epoch; suspicion is the "
+        f"difference in percentage points. {_over(summary)}"
+    )
+    return Table(
+        name="detection",
+        caption=(caption, *scale(summary)),
+        cells=frame(heads, lines),
+        lead=len(_heads(summary)),
+        step=5,
+        notes=(DETECTOR_NOTE, AUC_NOTE, *_notes(summary, lines)),
+        numbers=_machine(numbers),
+    )
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What early stopping does to one victim.
+
+    Attributes:
+        last: test accuracy after the last epoch.
+        epoch: the epoch of the highest held-out accuracy, the earliest of equals.
+        picked: test accuracy there.
+        best: the epoch of the highest test accuracy, the earliest of equals.
+        peak: test accuracy there, an oracle.
+    """
+
+    last: float
+    epoch: int
+    picked: float
+    best: int
+    peak: float
+
+    @classmethod
+    def of(cls, record: Record) -> Stop | None:
+        """From a record; None where epochs were not evaluated on held-out images."""
+        tested = [p for p in record["curve"] if p.get("test_acc") is not None]
+        held = [p for p in tested if p.get("holdout_acc") is not None]
+        if not held or record["final_test_acc"] is None:
+            return None
+        pick = max(held, key=lambda p: (p["holdout_acc"], -p["epoch"]))
+        top = max(tested, key=lambda p: (p["test_acc"], -p["epoch"]))
+        return cls(
+            last=record["final_test_acc"],
+            epoch=pick["epoch"],
+            picked=pick["test_acc"],
+            best=top["epoch"],
+            peak=top["test_acc"],
+        )
+
+
+def early_stopping_table(summary: Summary) -> Table:
+    """Whether stopping where held-out accuracy is highest helps against a protection."""
+    names = [*_heads(summary), "architecture"]
+    heads = [*names, "last %", "picked %", "epoch", "peak (oracle) %", "epoch", "n"]
+    lines, numbers = [], []
+    for row in summary.rows:
+        for column in summary.columns:
+            group = summary.group(row, column)
+            stops = [stop for record in group.done if (stop := Stop.of(record))]
+            if not stops and not group.failed:
+                continue
+            lines.append([*_names(summary, row), str(column), *_stop_cells(stops, group)])
+            numbers.append(_stop_numbers(summary, row, column, stops))
+    usual = max(len(group.done) + len(group.failed) for group in summary.groups.values())
+    caption = (
+        f"Does early stopping help? Clean test accuracy in percent, {over_seeds(usual)}: after the "
+        "last epoch; at the epoch of the highest accuracy on held-out released images (picked), "
+        "the earliest of equals; and at its peak. Epochs from the first to the last of the seeds'."
+    )
+    return Table(
+        name="early-stopping",
+        caption=(caption, *scale(summary)),
+        cells=frame(heads, lines),
+        lead=len(names),
+        step=6,
+        notes=(PEAK_NOTE, *_thinned(summary), *_notes(summary, lines)),
+        numbers=_machine(numbers),
+    )
+
+
+def _stop_cells(stops: Sequence[Stop], group: Group) -> list[str]:
+    if not stops:
+        return ["failed", MISSING, MISSING, MISSING, MISSING, "0"]
+    return [
+        percent(Spread.of(stop.last for stop in stops)) + PARTIAL * bool(group.failed),
+        percent(Spread.of(stop.picked for stop in stops)),
+        _range(stop.epoch for stop in stops),
+        percent(Spread.of(stop.peak for stop in stops)),
+        _range(stop.best for stop in stops),
+        str(len(stops)),
+    ]
+
+
+def _stop_numbers(
+    summary: Summary, row: Row, column: Column, stops: Sequence[Stop]
+) -> dict[str, Any]:
+    return {
+        **cell_names(summary, row, column),
+        "n": len(stops),
+        "failed": len(summary.group(row, column).failed),
+        **hundredths("last_percent", Spread.of(stop.last for stop in stops)),
+        **hundredths("picked_percent", Spread.of(stop.picked for stop in stops)),
+        "picked_epoch": Spread.of(stop.epoch for stop in stops).mean,
+        **hundredths("peak_oracle_percent", Spread.of(stop.peak for stop in stops)),
+        "peak_epoch": Spread.of(stop.best for stop in stops).mean,
+    }
+
+
+def _range(epochs: Iterable[int]) -> str:
+    least, *others = sorted(set(epochs))
+    return f"{least}–{others[-1]}" if others else str(least)
+
+
+def _thinned(summary: Summary) -> list[str]:
+    """Why picked and peak are not measured as the last is."""
+    images = summary.context.settings.get("curve_images")
+    return [
+        f"Test accuracies of all epochs but the last are over {images} test images, so that "
+        "picked and peak may differ from last by chance alone; the peak, being the highest of "
+        "many, is above it by that, too."
+    ] * (images is not None)
+
+
+def _victims(groups: Iterable[Group]) -> list[Record]:
+    return [one for group in groups for one in group.done if suspicion(one) is not None]
+
+
+def _suspicions(records: Iterable[Record]) -> list[float]:
+    return [value for record in records if (value := suspicion(record)) is not None]
+
+
+def _heads(summary: Summary) -> list[str]:
+    return ["defense", "method"] if len(summary.defenses) > 1 else ["method"]
+
+
+def _names(summary: Summary, row: Row) -> list[str]:
+    return [summary.defense_of(row)[1], summary.method_label(row)][-len(_heads(summary)) :]
+
+
+def _over(summary: Summary) -> str:
+    """What the victims of a row are."""
+    many = len(summary.columns) > 1
+    on = ", ".join(map(str, summary.columns))
+    over = "seeds and architectures" if many else "seeds"
+    return f"On {on}; mean ± sample standard deviation over {over}."
+
+
+def _notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
+    yield from partial_note(lines)
+    yield from failures(
+        (f"{' under '.join(_names(summary, row)[::-1])} on {column}", summary.group(row, column))
+        for row in summary.rows
+        for column in summary.columns
+    )
+    if any(MISSING in line for line in lines):
+        yield f"{MISSING}: not run, or nothing to compare with."
+
+
+def _machine(numbers: list[dict[str, Any]]) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame(numbers)
+
+
+# Pictures.
+
+
+def roc_figures(summary: Summary) -> dict[str, Figure]:
+    """ROC curves of the suspicion, a figure a defense; none with fewer than two of a kind.
+
+    All protected victims of all methods are told from the control's; methods with many victims
+    have a curve of their own, too.
+
+    Returns:
+        Figures by the label of their defense.
+    """
+    figures = {}
+    for name, label in summary.defenses:
+        rows = [row for row in summary.rows if summary.defense_of(row) == (name, label)]
+        found = {row: _suspicions(_all(summary, row)) for row in rows}
+        controls = [value for row in rows if row.method == CONTROL for value in found[row]]
+        methods = {
+            summary.method_label(row): there
+            for row, there in found.items()
+            if there and row.method not in CONTROLS
+        }
+        together = [value for there in methods.values() for value in there]
+        if min(len(controls), len(together)) < 2:
+            continue
+        if len(methods) > 1:
+            enough = {m: there for m, there in methods.items() if len(there) >= ENOUGH}
+            methods = {f"all {len(methods)} methods": together, **enough}
+        title = "no defense" if name == "none" else f"defense {label}"
+        figures[label] = _roc_figure(summary, methods, controls, title)
+    return figures
+
+
+def _all(summary: Summary, row: Row) -> list[Record]:
+    return _victims(summary.group(row, column) for column in summary.columns)
+
+
+def _roc_figure(
+    summary: Summary, curves: dict[str, list[float]], controls: list[float], title: str
+) -> Figure:
+    from matplotlib.figure import Figure
+
+    with plain_style():
+        figure = Figure(figsize=(4.8 if len(curves) <= INSIDE else 7.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for place, (label, values) in enumerate(curves.items()):
+            _draw_curve(axes, label, values, controls, place)
+        axes.plot([0, 100], [0, 100], color=GREY, linestyle=":", linewidth=1)
+        axes.set_xlim(-2, 102)
+        axes.set_ylim(-2, 102)
+        axes.set_aspect("equal")
+        axes.set_xlabel(f"{CONTROL} victims taken for protected (%)")
+        axes.set_ylabel("protected victims detected (%)")
+        if len(curves) <= INSIDE:
+            axes.legend(loc="lower right", frameon=False, fontsize=7)
+        else:
+            figure.legend(loc="outside right upper", frameon=False, fontsize=7)
+        notes = [
+            "Suspicion: accuracy on held-out released images minus that on clean test images.",
+            DETECTOR_NOTE,
+            f"n = {len(controls)} victims of {CONTROL}; dotted: guessing.",
+        ]
+        entitle(figure, summary, f"detection · {title}", notes)
+    return figure
+
+
+def _draw_curve(
+    axes: Axes, label: str, values: Sequence[float], controls: Sequence[float], place: int
+) -> None:
+    """The first in black, since it is of all methods."""
+    points, auc = roc(values, controls), area(values, controls) or 0.0
+    colour = COLOURS[(place - 1) % len(COLOURS)] if place else "#000000"
+    axes.plot(
+        [100 * false for false, _ in points],
+        [100 * true for _, true in points],
+        color=colour,
+        linestyle=DASHES[(place - 1) // len(COLOURS) % len(DASHES)] if place else "-",
+        linewidth=1.8 if place == 0 else 1.1,
+        label=f"{brief(label)}: AUC {100 * auc:.0f} % (n = {len(values)})",
+    )

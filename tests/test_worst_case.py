@@ -1,0 +1,490 @@
+"""Sets of defenses, the trainer who chooses among them, and the tables that tell of it."""
+
+import io
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import run_bench
+from bench import record as records_of
+from bench.component import parse
+from bench.defense_tables import (
+    ONE_SEED,
+    ONE_SEED_NOTE,
+    Board,
+    defense_tables,
+    defenses_table,
+    ranking_table,
+    recovery_table,
+    told_tables,
+)
+from bench.errors import UsageError
+from bench.grid import Expansion, Grid
+from bench.heatmap import heatmaps
+from bench.plots import save_figure
+from bench.registry import DEFENSES
+from bench.report import write_report
+from bench.summary import Summary, summarise
+from bench.tables import LOW_NOTE, MISSING, SMALL_SCALE, Table
+from bench.worst_case import AUTO, AUTO_FAST, SETS, expand, title_of, worst_case
+from tests.invented import record
+
+
+def summary(records: list[dict]) -> Summary:
+    (only,) = summarise(records)
+    return only
+
+
+def cell(method: str, defense: str, tests: list[float], **others) -> list[dict]:
+    """A victim a seed; a number that is NaN stands for a failure."""
+    return [
+        record(
+            method,
+            seed=seed,
+            test=test,
+            defense=defense,
+            defense_label=defense,
+            error="ValueError: no" if math.isnan(test) else None,
+            **others,
+        )
+        for seed, test in enumerate(tests)
+    ]
+
+
+def table(records: list[dict], name: str) -> Table:
+    return next(t for t in defense_tables(summary(records)) if t.name == name)
+
+
+def lines(made: Table) -> list[list[str]]:
+    return made.cells.to_numpy().tolist()
+
+
+def numbers(made: Table) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(made.csv()), keep_default_na=False, na_values=[""])
+
+
+# Sets.
+
+
+def test_names_of_sets_stand_for_their_members() -> None:
+    assert expand("auto") == ",".join(AUTO)
+    assert expand(" auto-fast , dpsgd-batch") == ",".join([*AUTO_FAST, "dpsgd-batch"])
+    assert (
+        expand("mixup:alpha=2,probability=0.5,at-linf") == "mixup:alpha=2,probability=0.5,at-linf"
+    )
+    assert expand("") == ""
+
+
+def test_a_set_runs_as_its_members_do(monkeypatch) -> None:
+    monkeypatch.setitem(SETS, "auto-fast", ("none", "mixup", "cutout"))
+    made = Expansion(Grid(methods="noise", archs="rn18", defenses="auto-fast,mixup,dpsgd-batch"))
+    labels = [label for label, _ in made.defenses]
+    assert labels == ["none", "mixup", "cutout", "dpsgd-batch"]  # each once
+
+
+def test_members_of_sets_come_without_settings_and_once() -> None:
+    for members in SETS.values():
+        assert members[0] == "none"
+        assert len(set(members)) == len(members)
+        assert not any(":" in member or "," in member for member in members)
+
+
+def test_mistyped_sets_get_the_usual_error() -> None:
+    with pytest.raises(UsageError, match="unknown defense 'auto-fats'"):
+        parse(expand("auto-fats,mixup"), DEFENSES)
+
+
+@pytest.mark.parametrize("typed", ["auto:steps=3", "auto-fast+mixup", "auto,steps=3", "mixup+auto"])
+def test_sets_take_no_settings_and_are_not_joined(typed: str) -> None:
+    with pytest.raises(UsageError, match="stands for several defenses"):
+        expand(typed)
+
+
+def test_sets_are_listed_and_helped_without_torch(capsys) -> None:
+    assert run_bench.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert ",".join(AUTO_FAST) in listed
+    assert ",".join(AUTO) in listed
+    assert run_bench.main(["--describe", "auto"]) == run_bench.USAGE
+    assert "stands for several defenses" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_bench.main(["--help"])
+    assert "auto or auto-fast" in " ".join(capsys.readouterr().out.split())
+    code = "import sys, bench.worst_case; print('torch' in sys.modules)"
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_the_title_says_over_what() -> None:
+    assert title_of(AUTO) == "worst case (auto)"
+    assert title_of([*reversed(AUTO_FAST), "mixup"]) == "worst case (auto-fast and 1 more)"
+    assert title_of(AUTO[1:]) == "worst of 12"
+    assert title_of([*AUTO, "ueraser-lite"]) == "worst case (auto and 1 more)"
+
+
+# The estimator.
+
+
+def test_a_defense_is_chosen_on_the_other_seeds() -> None:
+    # Means over the others, none and a: seed 0 .25 .35, seed 1 .35 .3, seed 2 .4 .25.
+    found = worst_case({"none": {0: 0.5, 1: 0.3, 2: 0.2}, "a": {0: 0.2, 1: 0.3, 2: 0.4}})
+    assert found is not None
+    assert found.chosen == {0: "a", 1: "none", 2: "none"}
+    assert found.scores == {0: 0.2, 1: 0.3, 2: 0.2}
+    assert found.usual == ("none", 2)
+    assert not found.flatters
+
+
+def test_of_equals_the_plainer_is_chosen() -> None:
+    # 0.1 + 0.2 and 0.3 differ in the last bit of a float.
+    scores = {"none": {0: 0.3, 1: 0.3}, "a": {0: 0.1 + 0.2, 1: 0.1 + 0.2}}
+    found = worst_case(scores)
+    assert found is not None
+    assert set(found.chosen.values()) == {"none"}
+    turned = worst_case({"a": scores["a"], "none": scores["none"]})
+    assert turned is not None
+    assert set(turned.chosen.values()) == {"a"}
+    # Chosen once each: the plainer is told.
+    each = worst_case({"none": {0: 0.1, 1: 0.3}, "a": {0: 0.3, 1: 0.1}})
+    assert each is not None
+    assert each.usual == ("none", 1)
+
+
+def test_one_seed_is_the_maximum_and_is_marked() -> None:
+    found = worst_case({"none": {0: 0.3}, "a": {0: 0.5}, "b": {0: 0.4}})
+    assert found is not None
+    assert (found.chosen, found.scores, found.flatters) == ({0: "a"}, {0: 0.5}, True)
+
+
+def test_two_common_seeds_keep_every_defense() -> None:
+    found = worst_case({"none": dict.fromkeys(range(5), 0.3), "a": {1: 0.4, 4: 0.6}})
+    assert found is not None
+    assert found.scores == {1: 0.4, 4: 0.6}
+    assert found.left_out == {}
+
+
+def test_laggards_are_left_out_for_the_sake_of_seeds() -> None:
+    full = {0: 0.3, 1: 0.3, 2: 0.3}
+    found = worst_case({"none": full, "a": full, "b": {0: 0.9}, "c": {}})
+    assert found is not None
+    assert (found.compared, found.left_out) == (("none", "a"), {"b": 1, "c": 0})
+    assert set(found.scores) == {0, 1, 2}
+
+
+def test_where_most_have_one_seed_all_stay() -> None:
+    found = worst_case({"none": {0: 0.3, 1: 0.3}, "a": {0: 0.4}, "b": {0: 0.5}})
+    assert found is not None
+    assert (found.compared, found.flatters) == (("none", "a", "b"), True)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {},
+        {"none": {0: 0.3}},
+        {"none": {0: 0.3, 1: 0.2}, "a": {}},
+        {"none": {0: 0.3}, "a": {1: 0.3}},
+    ],
+)
+def test_without_two_defenses_on_one_seed_there_is_no_worst_case(scores: dict) -> None:
+    assert worst_case(scores) is None
+
+
+def test_the_maximum_flatters_and_the_estimate_does_not() -> None:
+    """Equal defenses with independent noise: the truth is known."""
+    draws, defenses, seeds, methods, noise = random.Random(3), 5, 3, 1500, 0.05
+    crossed, highest = [], []
+    for _ in range(methods):
+        scores = {
+            f"d{d}": {s: 0.4 + draws.gauss(0, noise) for s in range(seeds)} for d in range(defenses)
+        }
+        found = worst_case(scores)
+        assert found is not None
+        crossed.append(statistics.fmean(found.scores.values()))
+        highest.append(max(statistics.fmean(by.values()) for by in scores.values()))
+
+    def z(values: list[float], mean: float) -> float:
+        return (statistics.fmean(values) - mean) / (statistics.stdev(values) / math.sqrt(methods))
+
+    # The highest of five standard normal numbers is 1.16296 on average.
+    flattery = 1.16296 * noise / math.sqrt(seeds)
+    assert abs(z(crossed, 0.4)) < 3
+    assert abs(z(highest, 0.4 + flattery)) < 3
+    assert z(highest, 0.4) > 30
+
+
+def test_what_is_really_best_is_found() -> None:
+    draws = random.Random(4)
+    means = {"none": 0.2, "a": 0.5, "b": 0.3}
+    scores = {d: {s: m + draws.gauss(0, 0.02) for s in range(5)} for d, m in means.items()}
+    found = worst_case(scores)
+    assert found is not None
+    assert found.usual == ("a", 5)
+    assert found.scores == scores["a"]
+
+
+# Tables.
+
+
+def board() -> list[dict]:
+    """Clean, ule and sep under three defenses and one that knows clean samples.
+
+    Worked out by hand, in percent:
+
+    - ule: none 10 20, cutout failed 40 (one seed), mixup 50 40; at-linf is not run.
+      Common seed of all: 1 alone; most have 2, so cutout is left out. Chosen: mixup twice, 50 40.
+    - sep: none 30 30, cutout 35 36, mixup 20 60. Chosen on seed 1 for seed 0: mixup, 20; for
+      seed 1 cutout (35 against 30 and 20), 36. Mean 28, sd 11.3.
+    - clean: none 90 90, cutout 80 80, mixup 18 18: within 10 points of chance.
+    """
+    nan = math.nan
+    knowing = {"side_information": "clean-samples"}
+    return [
+        *cell("clean", "none", [0.9, 0.9]),
+        *cell("clean", "cutout", [0.8, 0.8], side_information="none"),
+        *cell("clean", "mixup", [0.18, 0.18], side_information="none"),
+        *cell("clean", "at-linf", [0.7, 0.7], **knowing),
+        *cell("ule", "none", [0.1, 0.2]),
+        *cell("ule", "cutout", [nan, 0.4], side_information="none"),
+        *cell("ule", "mixup", [0.5, 0.4], side_information="none"),
+        *cell("sep", "none", [0.3, 0.3]),
+        *cell("sep", "cutout", [0.35, 0.36], side_information="none", train=0.5),
+        *cell("sep", "mixup", [0.2, 0.6], side_information="none"),
+        *cell("sep", "at-linf", [0.69, 0.7], **knowing),
+    ]
+
+
+def test_accuracies_by_defense_and_the_worst_case() -> None:
+    made = table(board(), "defenses")
+    assert list(made.cells.columns) == [
+        *("method", "none", "cutout", "mixup", "at-linf*", "worst of 3", "by")
+    ]
+    by_cutout = ("28.0 ± 11.3†", "cutout 1/2")
+    assert lines(made) == [
+        ["clean", *("90.0 ± 0.0", "80.0 ± 0.0", "18.0 ± 0.0", "70.0 ± 0.0"), "90.0 ± 0.0", "none"],
+        [*("sep", "30.0 ± 0.0", "35.5 ± 0.7†", "40.0 ± 28.3", "69.5 ± 0.7"), *by_cutout],
+        ["ule", "15.0 ± 7.1", "40.0‡ n=1", "45.0 ± 7.1", MISSING, "45.0 ± 7.1", "mixup"],
+    ]
+    text = " ".join(made.text().split())
+    assert "worst of 3 does without cutout (1 of 2) for want of seeds: ule." in text
+    assert "is not in the worst case: at-linf: clean-samples." in text
+    assert "ule on rn18 ×1/4 under cutout, seed 0: ValueError: no" in text
+    assert LOW_NOTE in made.notes
+    assert ONE_SEED_NOTE not in made.notes
+    assert made.caption[-1] == SMALL_SCALE
+
+
+def test_old_records_without_side_information_are_compared() -> None:
+    knows = Board(summary(board())).knows
+    assert list(knows.values()) == ["none", "none", "none", "clean-samples"]
+    # An older record beside a newer one of the same defense does not hide what it knows.
+    mixed = [
+        *cell("clean", "none", [0.9]),
+        *cell("clean", "d-vae", [0.8]),
+        *cell("sep", "d-vae", [0.8], side_information="public-model"),
+    ]
+    assert Board(summary(mixed)).knows[("d-vae", "d-vae")] == "public-model"
+    assert not Board(summary(mixed)).has_worst
+    (made, _) = defense_tables(summary(mixed))
+    assert list(made.cells.columns) == ["method", "none", "d-vae*"]
+
+
+def test_numbers_of_the_worst_case() -> None:
+    found = numbers(table(board(), "defenses"))
+    (sep,) = found.query("method == 'sep' and defense == 'worst of 3'").to_dict("records")
+    assert (sep["n"], sep["test_acc_percent"], sep["by"], sep["by_seeds"]) == (2, 28, "cutout", 1)
+    assert sep["test_acc_percent_sd"] == pytest.approx(8 * math.sqrt(2), abs=1e-4)
+    assert sep["compared"] == 3
+    (ule,) = found.query("method == 'ule' and defense == 'worst of 3'").to_dict("records")
+    assert (ule["left_out"], ule["failed"]) == ("cutout", 0)
+    (failed,) = found.query("method == 'ule' and defense == 'cutout'").to_dict("records")
+    assert (failed["n"], failed["failed"], failed["test_acc_percent"]) == (1, 1, 40)
+    (knowing,) = found.query("method == 'sep' and defense == 'at-linf'").to_dict("records")
+    assert knowing["side_information"] == "clean-samples"
+
+
+def test_recovery_is_the_share_of_the_same_defenses_ceiling() -> None:
+    made = table(board(), "recovery")
+    # sep: none 20/80; cutout 25/70 and 26/70; no score under mixup; at-linf 59/60 and 60/60.
+    # The worst case was once by mixup, whose ceiling is near chance. ule: cutout 30/70.
+    assert lines(made) == [
+        ["sep", "25.0 ± 0.0", "36.4 ± 1.0†", MISSING, "99.2 ± 1.2", MISSING, "cutout 1/2"],
+        ["ule", "6.2 ± 8.8", "42.9 n=1", MISSING, MISSING, MISSING, "mixup"],
+    ]
+
+
+def test_the_worst_case_is_held_against_the_chosen_ceiling() -> None:
+    records = [
+        *cell("clean", "none", [0.9, 0.7]),
+        *cell("clean", "cutout", [0.6, 0.5]),
+        *cell("sep", "none", [0.2, 0.4]),
+        *cell("sep", "cutout", [0.3, 0.3]),
+    ]
+    # For seed 0 none is chosen (0.4 on seed 1): 0.1/0.8; for seed 1 cutout: 0.2/0.4.
+    (line,) = lines(table(records, "recovery"))
+    assert line[-2:] == ["31.2 ± 26.5", "none 1/2"]
+    assert "chosen by accuracy" in table(records, "recovery").notes[0]
+    (row,) = numbers(table(records, "recovery")).query("defense == 'worst of 2'").to_dict("records")
+    assert row["recovery_percent"] == 31.25
+
+
+def test_a_ceiling_within_ten_points_of_chance_gives_no_score() -> None:
+    def shown(ceiling: float) -> str:
+        records = [
+            *cell("clean", "none", [0.9]),
+            *cell("clean", "mixup", [ceiling]),
+            *cell("sep", "none", [0.3]),
+            *cell("sep", "mixup", [0.2]),
+        ]
+        return lines(table(records, "recovery"))[0][2]
+
+    assert shown(0.2) == MISSING
+    assert shown(0.201) == "99.0"
+
+
+def ranked() -> list[dict]:
+    """Plain: ule 10, sep 20, cuda 20, ar 40. Worst: cuda 30, sep 50, ule 60, ar failed."""
+    return [
+        *cell("clean", "none", [0.9, 0.9]),
+        *cell("clean", "mixup", [0.8, 0.8]),
+        *cell("sham", "none", [0.05, 0.05]),
+        *cell("ule", "none", [0.1, 0.1]),
+        *cell("ule", "mixup", [0.6, 0.6]),
+        *cell("sep", "none", [0.2, 0.2]),
+        *cell("sep", "mixup", [0.5, 0.5]),
+        *cell("cuda", "none", [0.3, 0.1]),
+        *cell("cuda", "mixup", [0.3, 0.3]),
+        *cell("ar", "none", [0.4, 0.4]),
+        *cell("ar", "mixup", [math.nan, math.nan]),
+    ]
+
+
+def test_ranks_by_plain_training_and_by_the_worst_case() -> None:
+    made = table(ranked(), "ranking")
+    assert list(made.cells.columns) == [
+        *("method", "plain", "rank", "worst of 2", "rank", "change", "by")
+    ]
+    shown = [[line[0], line[2], line[4], line[5]] for line in lines(made)]
+    assert shown == [
+        ["clean", "", "", ""],
+        ["sham", "", "", ""],
+        ["cuda", "2", "1", "+1"],
+        ["sep", "2", "2", "0"],
+        ["ule", "1", "3", "−2"],
+        ["ar", MISSING, MISSING, ""],  # no worst case, and no one's place
+    ]
+    found = numbers(made).set_index("method")
+    assert found.change.dropna().to_dict() == {"cuda": 1, "sep": 0, "ule": -2}
+    assert any("ar on rn18 ×1/4 under mixup, seed 1" in note for note in made.notes)
+
+
+def test_architectures_stand_in_a_column_and_rank_apart() -> None:
+    both = [one for arch in ("rn18", "vgg16") for one in cell("sep", "none", [0.2], arch=arch)]
+    both += [one for arch in ("rn18", "vgg16") for one in cell("sep", "mixup", [0.3], arch=arch)]
+    made = table(both, "ranking")
+    assert [line[:2] for line in lines(made)] == [["rn18 ×1/4", "sep"], ["vgg16 ×1/4", "sep"]]
+    assert [line[3] for line in lines(made)] == ["1", "1"]
+
+
+def test_one_seed_is_flagged_everywhere() -> None:
+    one = [r for r in ranked() if r["seed"] == 0]
+    for made in (defenses_table(summary(one)), ranking_table(summary(one))):
+        assert ONE_SEED_NOTE in made.notes
+        assert any(ONE_SEED in c for line in lines(made) for c in line)
+        assert "highest accuracy of the defenses" in " ".join(made.notes)
+    assert ONE_SEED in recovery_table(summary(one)).text()
+
+
+def test_one_defense_has_no_such_tables() -> None:
+    assert defense_tables(summary(cell("sep", "none", [0.2]))) == []
+    assert told_tables(summary(cell("sep", "mixup", [0.2]))) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_records_does_not_matter(seed: int) -> None:
+    shuffled = board()
+    random.Random(seed).shuffle(shuffled)
+    before, after = (defense_tables(summary(records)) for records in (board(), shuffled))
+    assert [t.text() + t.csv() for t in after] == [t.text() + t.csv() for t in before]
+
+
+def test_all_formats_are_set() -> None:
+    for made in defense_tables(summary(board())):
+        assert made.latex().count(r"\\") == len(made.cells) + 1
+        assert "\\*" in made.markdown() or made.name == "ranking"
+
+
+# The picture.
+
+
+def test_heatmaps_show_every_number_once(tmp_path: Path) -> None:
+    (drawn,) = heatmaps(summary(board())).values()
+    texts = [text.get_text() for text in drawn.axes[0].texts]
+    assert texts == [
+        *("90.0", "80.0", "18.0", "70.0", "90.0"),
+        *("30.0", "35.5†", "40.0", "69.5", "28.0†"),
+        *("15.0", "40.0", "45.0", MISSING, "45.0"),
+    ]
+    heads = [tick.get_text() for tick in drawn.axes[0].get_xticklabels()]
+    assert heads == ["none", "cutout", "mixup", "at-linf*", "worst case"]
+    # What knows more, and the worst case, are set apart.
+    places = drawn.axes[0].get_xticks()
+    assert [round(b - a, 3) for a, b in pairwise(places)] == [1, 1, 1.3, 1.3]
+    assert len(drawn.axes[0].patches) == 14  # the cell that was not run stays white
+    found = []
+    for name in ("a", "b"):
+        (again,) = heatmaps(summary(board())).values()
+        found.append([file.read_bytes() for file in save_figure(again, tmp_path / name)])
+    assert found[0] == found[1]
+
+
+def test_digits_can_be_read_on_their_ground() -> None:
+    # Every share of the scale, in steps of a hundredth.
+    even = [cell(f"m{m}", f"d{d}", [(25 * m + d) / 100]) for m in range(4) for d in range(25)]
+    (drawn,) = heatmaps(summary([one for there in even for one in there])).values()
+    axes = drawn.axes[0]
+    inks = [text.get_color() for text in axes.texts]
+    for ink, patch in zip(inks, axes.patches, strict=True):
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+            for c in patch.get_facecolor()[:3]
+        ]
+        ground = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        own = 1.0 if ink == "white" else 0.0
+        light, dark = max(own, ground), min(own, ground)
+        assert (light + 0.05) / (dark + 0.05) > 4.3  # web pages are held to 4.5
+
+
+def test_small_grids_and_failures_have_no_heatmap() -> None:
+    assert heatmaps(summary(ranked())) == {}  # two defenses
+    few = [r for r in board() if r["method"] != "ule"]
+    assert heatmaps(summary(few)) == {}  # one method
+    nan = [math.nan]
+    failed = [one for d in ("none", "a", "b") for m in ("x", "y") for one in cell(m, d, nan)]
+    assert heatmaps(summary(failed)) == {}
+
+
+# The whole report.
+
+
+def test_a_report_has_tables_picture_and_text(tmp_path: Path) -> None:
+    for position, one in enumerate(json.loads(json.dumps(board()))):
+        records_of.write(tmp_path, "cell", {**one, "key": f"{position:012d}" + "0" * 52})
+    report = write_report(tmp_path)
+    names = {file.name.partition("2e36ce-")[2] or file.name for file in report.files}
+    for kind in ("defenses.csv", "recovery.tex", "ranking.md", "heatmap-rn18-1-4.png"):
+        assert any(name.endswith(kind) for name in names), kind
+    assert "percent by defense on rn18" in report.text
+    assert "a trainer who chooses among 3 defenses" in " ".join(report.text.split())
+    assert all(f.exists() for f in report.files)
