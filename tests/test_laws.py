@@ -89,6 +89,7 @@ METHOD_CASES = {
 DEFENSE_CASES = {
     "at-l2": ("at-l2:steps=2", "at-l2:epsilon=0.25,steps=1"),
     "at-linf": ("at-linf:steps=2", "at-linf:steps=0", "at-linf:steps=1+cutout+mixup"),
+    "autoaugment": ("autoaugment", "autoaugment:policy=svhn"),
     "bilateral-filter": ("bilateral-filter:diameter=5",),
     "bit-depth": ("bit-depth", "bit-depth:bits=5"),
     "coin": ("coin",),
@@ -104,9 +105,13 @@ DEFENSE_CASES = {
     "none": ("none",),
     "orthogonal-projection": ("orthogonal-projection", "grayscale+orthogonal-projection"),
     "orthogonal-regularization": ("orthogonal-regularization:beta=0.01",),
+    "randaugment": ("randaugment", "randaugment:num_ops=1,magnitude=30"),
     "random-kernel": ("random-kernel",),
     "random-noise": ("random-noise", "random-noise:std=0.177"),
     "randomized-smoothing": ("randomized-smoothing:votes=3",),
+    "ueraser-default": ("ueraser-default:repeats=2,repeat_epochs=0.5",),
+    "ueraser-lite": ("ueraser-lite", "ueraser-lite:space=wide,plasma_probability=1"),
+    "ueraser-max": ("ueraser-max:repeats=2",),
 }
 
 
