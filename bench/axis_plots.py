@@ -22,7 +22,7 @@ from bench.plots import (
 )
 from bench.record import CLEAN_PART, CONTROL
 from bench.summary import Column, Group, Spread
-from bench.tables import MISSING, chance
+from bench.tables import chance, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -354,7 +354,7 @@ def _draw_matrix(axes: Axes, table: Sequence[Sequence[Group]], level: float) -> 
         for across, group in enumerate(row):
             spread = _accuracy(group)
             dark = bool(spread.n) and spread.mean < PALE * level
-            text = "failed" if group.failed else MISSING
+            text = verdict(group)
             if spread.n:
                 text = f"{spread.mean:.1f}" + (f"\n± {spread.sd:.1f}" if spread.n > 1 else "")
             colour = "white" if dark else "black" if spread.n else GREY

@@ -29,6 +29,7 @@ from bench.tables import (
     over_seeds,
     partial_note,
     scale,
+    verdict,
 )
 from bench.worst_case import WorstCase, title_of, worst_case
 
@@ -256,7 +257,7 @@ def recovery_table(summary: Summary) -> Table:
         for name in board.knows:
             group, spread = line.group(name), _whole(line.recoveries(name).values())
             parts[name] = spread
-            missing = "failed" if group.failed and not group.done else MISSING
+            missing = MISSING if group.done else verdict(group)
             low = LOW * group.low_train(line.control(name))
             cells.append(percent(spread) + low + _count(spread, board) if spread.n else missing)
         worst = board.worst(line)

@@ -27,6 +27,7 @@ from bench.tables import (
     over_seeds,
     partial_note,
     scale,
+    verdict,
 )
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def detection_table(summary: Summary) -> Table:
     lines, numbers = [], []
     for row in summary.rows:
         groups = [summary.group(row, column) for column in summary.columns]
-        found, failed = _victims(groups), sum(len(group.failed) for group in groups)
+        whole = Group(failed=tuple(record for group in groups for record in group.failed))
+        found, failed = _victims(groups), len(whole.failed)
         if not found and not failed:
             continue
         controls = _victims(summary.control(row, column) for column in summary.columns)
@@ -112,7 +114,7 @@ def detection_table(summary: Summary) -> Table:
         lines.append(
             [
                 *_names(summary, row),
-                percent(held) + PARTIAL * bool(failed) if found else "failed",
+                percent(held) + PARTIAL * bool(failed) if found else verdict(whole),
                 percent(clean),
                 percent(gap),
                 "" if row.method == CONTROL else MISSING if auc is None else f"{100 * auc:.0f}",
@@ -216,7 +218,7 @@ def early_stopping_table(summary: Summary) -> Table:
 
 def _stop_cells(stops: Sequence[Stop], group: Group) -> list[str]:
     if not stops:
-        return ["failed", MISSING, MISSING, MISSING, MISSING, "0"]
+        return [verdict(group), MISSING, MISSING, MISSING, MISSING, "0"]
     return [
         percent(Spread.of(stop.last for stop in stops)) + PARTIAL * bool(group.failed),
         percent(Spread.of(stop.picked for stop in stops)),

@@ -1,4 +1,4 @@
-"""The two ways a run ends early on purpose."""
+"""The ways in which a run, or a cell of it, ends early on purpose."""
 
 
 class UsageError(ValueError):
@@ -6,6 +6,17 @@ class UsageError(ValueError):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class NotRunError(UsageError):
+    """A cell lacks something that only the world outside has, such as published weights.
+
+    Raised while a cell runs. The others go on; tables say "not run", and why.
+    """
+
+
+NOT_RUN = f"{NotRunError.__name__}: "
+"""How the last line of such a cell's `error` begins."""
 
 
 class Stopped(Exception):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bench.defense_tables import KNOWS, NOTHING, ONE_SEED, ONE_SEED_NOTE, Board, Line
 from bench.plots import GREY, brief, entitle, plain_style
 from bench.summary import CONTROLS, Column, Group, Spread, Summary
-from bench.tables import LOW, MISSING
+from bench.tables import LOW, MISSING, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,7 +137,7 @@ def _fields(board: Board, line: Line) -> list[_Field]:
 
 def _field(group: Group, control: Group) -> _Field:
     if not group.done:
-        return _Field(None, "failed" if group.failed else MISSING)
+        return _Field(None, verdict(group))
     percent = 100 * group.spread("final_test_acc").mean
     return _Field(percent, f"{percent:.1f}{LOW * group.low_train(control)}")
 

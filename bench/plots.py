@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bench.files import write_with
 from bench.record import CLEAN_PART, CONTROL
 from bench.summary import Column, Group, Row, Summary
-from bench.tables import chance, scale
+from bench.tables import chance, scale, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -356,7 +356,7 @@ def _draw_dots(
         values = [100 * record["final_test_acc"] for record in group.done]
         colour = looks[summary.method_label(row)].colour
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=3.5, alpha=0.6)
-        text = "failed" if group.failed else ""
+        text = verdict(group) if group.failed else ""
         if values:
             mean = sum(values) / len(values)
             axes.plot([mean], [place], "|", color=colour, markersize=10, markeredgewidth=2)

@@ -19,6 +19,7 @@ import torch
 
 from bench.crafting import Monitor
 from bench.device import configure, gpus, total_memory
+from bench.errors import NOT_RUN
 from bench.grid import Cell, Expansion, Grid
 from bench.plan import Plan, Task, make_plan
 from bench.progress import Display, duration
@@ -252,7 +253,8 @@ class _Schedule:
         else:
             reason = event["error"].strip().rpartition("\n")[2]
             self._outcome.failed[task.title] = reason
-            self._display.finish(task.title, f"FAILED: {reason}", seconds)
+            kind = "NOT RUN" if reason.startswith(NOT_RUN) else "FAILED"
+            self._display.finish(task.title, f"{kind}: {reason.removeprefix(NOT_RUN)}", seconds)
             self._record_failure(task, event["error"])
 
     def _record_failure(self, task: Task, error: str) -> None:

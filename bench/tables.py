@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bench.errors import NOT_RUN
 from bench.record import CONTROL
 from bench.summary import (
     LOW_TRAIN,
@@ -200,7 +201,7 @@ def details_table(summary: Summary) -> Table:
             [
                 *_row_names(summary, row),
                 str(column),
-                train + LOW * group.low_train(control) if group.done else "failed",
+                train + LOW * group.low_train(control) if group.done else verdict(group),
                 _mean(group.spread("peak_test_acc")),
                 str(len(group.done)),
                 _whole(group.spread("crafting_gradient_images").mean),
@@ -433,13 +434,14 @@ def _failures(summary: Summary) -> Iterator[str]:
 
 
 def failures(named: Iterable[tuple[str, Group]]) -> Iterator[str]:
-    """Which victims of named groups failed, a line for each last line of a traceback."""
+    """Which victims of named groups failed or could not be run, a line for each reason."""
     cells: dict[str, list[str]] = defaultdict(list)
     for place, group in named:
         for record in group.failed:
             cells[last_line(record["error"])].append(f"{place}, seed {record['seed']}")
     for error, names in cells.items():
-        yield f"failed: {'; '.join(names)}: {error}"
+        kind = "not run" if error.startswith(NOT_RUN) else "failed"
+        yield f"{kind}: {'; '.join(names)}: {error.removeprefix(NOT_RUN)}"
 
 
 def last_line(error: str | None) -> str:
@@ -477,14 +479,24 @@ def deviations(label: str, records: Iterable[Record], but: Collection[str] = ())
 def _trainings(summary: Summary) -> Iterator[str]:
     """The settings in which an architecture is trained otherwise than the recipe says."""
     for column in summary.columns:
-        found: dict[str, Any] = {}
+        # What all defenses share is the architecture's; a defense may depart from more.
+        found: dict[str, dict[str, Any]] = {}
         for row in summary.rows:
             group = summary.group(row, column)
             for record in group.done + group.failed:
-                found.update(record["training"])
-        pairs = [f"{name} {value_text(value, name)}" for name, value in sorted(found.items())]
-        if pairs:
-            yield f"{column}: trained with {', '.join(pairs)}"
+                found.setdefault(summary.defense_of(row)[1], {}).update(record["training"])
+        plain = min(found.values(), key=len, default={})
+        if plain:
+            yield f"{column}: trained with {_pairs(plain)}"
+        for defense, settings in found.items():
+            if settings != plain:
+                yield f"{column} under {defense}: trained with {_pairs(settings)}"
+
+
+def _pairs(settings: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value_text(value, name)}" for name, value in sorted(settings.items())
+    )
 
 
 # Rows and cells.
@@ -523,10 +535,22 @@ def _row_names(summary: Summary, row: Row) -> list[str]:
     return names[-len(_row_heads(summary)) :]
 
 
+def verdict(group: Group) -> str:
+    """Why a cell has no number: nobody asked for it, it could not be run, or it failed."""
+    if not group.failed:
+        return MISSING
+    return "not run" if all(map(not_run, group.failed)) else "failed"
+
+
+def not_run(record: Record) -> bool:
+    """Whether a cell without numbers lacked something from outside, and is no failure."""
+    return last_line(record["error"]).startswith(NOT_RUN)
+
+
 def accuracy(group: Group, control: Group, usual: int) -> str:
     """A cell: mean and deviation in percent with marks, and n unless it is the usual one."""
     if not group.done:
-        return "failed" if group.failed else MISSING
+        return verdict(group)
     marks = LOW * group.low_train(control) + PARTIAL * bool(group.failed)
     number = f" n={len(group.done)}" if len(group.done) != usual else ""
     return _mean(group.spread("final_test_acc")) + marks + number

@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.crafting import Monitor
 from bench.device import configure
-from bench.errors import Stopped
+from bench.errors import NOT_RUN, NotRunError, Stopped
 from bench.plan import Job
 from bench.session import Session
 from bench.work import Workshop
@@ -62,6 +62,8 @@ def attempt(workshop: Workshop, job: Job, epochs: Sequence[int]) -> dict[str, An
         return {"event": "done", "outcome": workshop.execute(job, epochs)}
     except Stopped:
         return {"event": "stopped"}
+    except NotRunError as error:  # nothing is wrong with the code: its place says nothing
+        return {"event": "failed", "error": NOT_RUN + " ".join(str(error).split())}
     except Exception:  # noqa: BLE001 - the one place where anything may go wrong
         return {"event": "failed", "error": traceback.format_exc()}
 

@@ -22,6 +22,7 @@ from bench.grid import Expansion, Grid, TrainingData
 from bench.method import BoundedMethod, Method, Surrogate
 from bench.network import Arch, Network
 from bench.registry import DEFENSES, METHODS
+from bench.seeding import stream
 from bench.testing import (
     ARCH,
     DATASET,
@@ -30,6 +31,7 @@ from bench.testing import (
     check_method,
     craft,
     crafting_job,
+    small_arch,
     small_method,
     small_splits,
 )
@@ -97,6 +99,7 @@ DEFENSE_CASES = {
     "cutout": ("cutout:size=6", "cutout"),
     "deconvolution-at": ("deconvolution-at:steps=2,kernel=3",),
     "dpsgd-batch": ("dpsgd-batch", "jpeg+dpsgd-batch+grayscale"),
+    "dpsgd-sample": ("dpsgd-sample", "dpsgd-sample:groups=1,noise=0"),
     "gaussian-blur": ("gaussian-blur",),
     "grayscale": ("grayscale", "grayscale:test=yes"),
     "jpeg": ("jpeg", "orthogonal-projection:epochs=1+jpeg:quality=50"),
@@ -105,6 +108,11 @@ DEFENSE_CASES = {
     "none": ("none",),
     "orthogonal-projection": ("orthogonal-projection", "grayscale+orthogonal-projection"),
     "orthogonal-regularization": ("orthogonal-regularization:beta=0.01",),
+    "pretrained-finetune": (
+        "pretrained-finetune:weights=PATH",
+        "pretrained-finetune:weights=PATH,size=24",
+    ),
+    "pretrained-probe": ("pretrained-probe:weights=PATH", "pretrained-probe:weights=PATH,size=24"),
     "randaugment": ("randaugment", "randaugment:num_ops=1,magnitude=30"),
     "random-kernel": ("random-kernel",),
     "random-noise": ("random-noise", "random-noise:std=0.177"),
@@ -135,9 +143,18 @@ def test_method_keeps_the_laws(text: str, crafted_file: Path) -> None:
     check_method(text.replace("PATH", str(crafted_file)))
 
 
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a small network, for defenses that start from some."""
+    network = small_arch().network(7, (16, 16), (0,) * 3, (1,) * 3, stream(5, "weights"))
+    path = tmp_path_factory.mktemp("weights") / "weights.pt"
+    torch.save(network.state_dict(), path)
+    return path
+
+
 @pytest.mark.parametrize("text", cases(DEFENSE_CASES))
-def test_defense_keeps_the_laws(text: str) -> None:
-    check_defense(text)
+def test_defense_keeps_the_laws(text: str, weights_file: Path) -> None:
+    check_defense(text.replace("PATH", str(weights_file)))
 
 
 def test_no_component_slips_by() -> None:
