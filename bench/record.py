@@ -76,9 +76,10 @@ FIELDS: dict[str, tuple[type, ...]] = {
 """Every field of a record and the types it may have.
 
 `status` is "done" or "failed"; `error` the traceback of a failed cell, or one line that says what
-it lacked, such as weights that cannot be fetched. `curve` has a row an epoch with `epoch`, `lr`, `train_loss`, `train_acc`, `test_acc`, and `holdout_acc` when images were held
-out; `test_acc` of the last row is over all test images. `confusion[i][j]` counts clean test images
-of class i predicted as j. `budget` is {"norm", "epsilon"}; `epsilon` repeats it for l-inf methods.
+it lacked, such as weights that cannot be fetched. `curve` has a row an epoch with `epoch`, `lr`,
+`train_loss`, `train_acc`, `test_acc`, and `holdout_acc` when images were held out; `test_acc` of
+the last row is over all test images. `confusion[i][j]` counts clean test images of class i
+predicted as j. `budget` is {"norm", "epsilon"}; `epsilon` repeats it for l-inf methods.
 `training` has the settings in which the architecture was trained otherwise than the recipe says.
 `seconds` and `core_seconds` are the victim's training. `peak_memory` is in bytes, of the cell on a
 GPU, and on a CPU of its process since that began.
