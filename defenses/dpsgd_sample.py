@@ -54,6 +54,7 @@ from bench.errors import UsageError
 from bench.network import Arch, Network
 from bench.recipe import Recipe
 from bench.registry import DEFENSES
+from bench.seeding import on_device
 
 AT_ONCE = 32
 """Images whose gradients are computed together; with 64, processors take nearly twice as long."""
@@ -127,9 +128,7 @@ class SampleGradientShaping(Defense):
             losses.append(losses_here)
             logits.append(logits_here)
         if self.noise:
-            # Millions of numbers a step: they are drawn where the weights are, from a seed of ours.
-            seed = int(torch.randint(2**62, (1,), generator=step.stream))
-            draws = torch.Generator(images.device).manual_seed(seed)
+            draws = on_device(step.stream, images.device)
             for total in sums.values():
                 drawn = torch.empty_like(total).normal_(generator=draws)
                 total.add_(drawn, alpha=self.clip * self.noise)
