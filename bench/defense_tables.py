@@ -25,9 +25,11 @@ from bench.tables import (
     chance,
     failures,
     frame,
+    hundredths,
     low_note,
     over_seeds,
     partial_note,
+    percent,
     scale,
     verdict,
 )
@@ -384,14 +386,6 @@ def _plain(board: Board) -> Name:
 # Text.
 
 
-def percent(spread: Spread) -> str:
-    """Mean and deviation of fractions, in percent; a single value stands alone."""
-    if not spread.n:
-        return MISSING
-    mean = f"{round(100 * spread.mean, 1) + 0.0:.1f}".replace("-", "−")
-    return mean if spread.n == 1 else f"{mean} ± {100 * spread.sd:.1f}"
-
-
 def _heads(board: Board) -> list[str]:
     """A single architecture stands in the caption instead of in a column."""
     return ["architecture", "method"] if len(board.summary.columns) > 1 else ["method"]
@@ -577,11 +571,6 @@ def _choice(worst: WorstCase[Name]) -> dict[str, Any]:
         "left_out": " ".join(label for _, label in worst.left_out),
         "one_seed": worst.flatters,
     }
-
-
-def hundredths(name: str, spread: Spread) -> dict[str, float]:
-    """Mean and deviation of fractions in percent, without the dust of binary fractions."""
-    return {name: round(100 * spread.mean, 4), f"{name}_sd": round(100 * spread.sd, 4)}
 
 
 def _machine(numbers: list[dict[str, Any]]) -> pd.DataFrame:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.defense_tables import hundredths, percent
 from bench.plots import COLOURS, DASHES, GREY, brief, entitle, plain_style
 from bench.record import CONTROL
 from bench.summary import CONTROLS, Column, Group, Record, Row, Spread, Summary
@@ -24,8 +23,12 @@ from bench.tables import (
     cell_names,
     failures,
     frame,
+    hundredths,
     over_seeds,
     partial_note,
+    percent,
+    row_heads,
+    row_names,
     scale,
     verdict,
 )
@@ -97,7 +100,7 @@ def holdout_tables(summary: Summary) -> list[Table]:
 
 def detection_table(summary: Summary) -> Table:
     """How suspicious the victims of every method are, a row a method and defense."""
-    heads = [*_heads(summary), "held-out %", "clean test %", "suspicion", "AUC %", "n"]
+    heads = [*row_heads(summary), "held-out %", "clean test %", "suspicion", "AUC %", "n"]
     lines, numbers = [], []
     for row in summary.rows:
         groups = [summary.group(row, column) for column in summary.columns]
@@ -113,7 +116,7 @@ def detection_table(summary: Summary) -> Table:
         count = f"{len(found)} : {len(controls)}" if row.method != CONTROL else f"{len(found)}"
         lines.append(
             [
-                *_names(summary, row),
+                *row_names(summary, row),
                 percent(held) + PARTIAL * bool(failed) if found else verdict(whole),
                 percent(clean),
                 percent(gap),
@@ -143,7 +146,7 @@ def detection_table(summary: Summary) -> Table:
         name="detection",
         caption=(caption, *scale(summary)),
         cells=frame(heads, lines),
-        lead=len(_heads(summary)),
+        lead=len(row_heads(summary)),
         step=5,
         notes=(DETECTOR_NOTE, AUC_NOTE, *_notes(summary, lines)),
         numbers=_machine(numbers),
@@ -188,7 +191,7 @@ class Stop:
 
 def early_stopping_table(summary: Summary) -> Table:
     """Whether stopping where held-out accuracy is highest helps against a protection."""
-    names = [*_heads(summary), "architecture"]
+    names = [*row_heads(summary), "architecture"]
     heads = [*names, "last %", "picked %", "epoch", "peak (oracle) %", "epoch", "n"]
     lines, numbers = [], []
     for row in summary.rows:
@@ -197,7 +200,7 @@ def early_stopping_table(summary: Summary) -> Table:
             stops = [stop for record in group.done if (stop := Stop.of(record))]
             if not stops and not group.failed:
                 continue
-            lines.append([*_names(summary, row), str(column), *_stop_cells(stops, group)])
+            lines.append([*row_names(summary, row), str(column), *_stop_cells(stops, group)])
             numbers.append(_stop_numbers(summary, row, column, stops))
     usual = max(len(group.done) + len(group.failed) for group in summary.groups.values())
     caption = (
@@ -267,14 +270,6 @@ def _suspicions(records: Iterable[Record]) -> list[float]:
     return [value for record in records if (value := suspicion(record)) is not None]
 
 
-def _heads(summary: Summary) -> list[str]:
-    return ["defense", "method"] if len(summary.defenses) > 1 else ["method"]
-
-
-def _names(summary: Summary, row: Row) -> list[str]:
-    return [summary.defense_of(row)[1], summary.method_label(row)][-len(_heads(summary)) :]
-
-
 def _over(summary: Summary) -> str:
     """What the victims of a row are."""
     many = len(summary.columns) > 1
@@ -286,7 +281,7 @@ def _over(summary: Summary) -> str:
 def _notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
     yield from partial_note(lines)
     yield from failures(
-        (f"{' under '.join(_names(summary, row)[::-1])} on {column}", summary.group(row, column))
+        (f"{' under '.join(row_names(summary, row)[::-1])} on {column}", summary.group(row, column))
         for row in summary.rows
         for column in summary.columns
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bench import record
 from bench.axes import Axis, axis_table, find_axes
 from bench.claims import claims_table, read_claims
+from bench.class_tables import class_tables
 from bench.defense_tables import defense_tables, told_tables
 from bench.detection import holdout_tables, roc_figures
 from bench.errors import UsageError
@@ -60,7 +61,8 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     files = []
     claims = read_claims(folder)
     for summary in chosen:
-        tables = [*all_tables(summary), *defense_tables(summary), *holdout_tables(summary)]
+        tables = [*all_tables(summary), *class_tables(summary)]
+        tables += [*defense_tables(summary), *holdout_tables(summary)]
         tables += [claims_table(summary, claims)] if claims else []
         files += _write_tables(folder / "tables", summary.context, tables)
         files += _write_plots(folder / "plots", summary, looks)
@@ -79,7 +81,7 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
 def _texts(summaries: list[Summary]) -> Iterator[str]:
     """Each context's tables, under a heading if there are several contexts."""
     for summary in summaries:
-        more = [*told_tables(summary), *holdout_tables(summary)]
+        more = [*class_tables(summary), *told_tables(summary), *holdout_tables(summary)]
         text = join([main_table(summary), details_table(summary), *more])
         heading = summary.context.slug
         several = len(summaries) > 1

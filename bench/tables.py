@@ -155,11 +155,11 @@ def all_tables(summary: Summary) -> list[Table]:
 
 def main_table(summary: Summary) -> Table:
     """Final clean test accuracy and drop: a row a method, two columns an architecture."""
-    usual = _usual_seeds(summary)
+    usual = usual_seeds(summary)
     heads = [name for column in summary.columns for name in (str(column), "drop")]
     lines = []
     for row in summary.rows:
-        line = [*_row_names(summary, row), row.budget]
+        line = [*row_names(summary, row), row.budget]
         for column in summary.columns:
             group, control = summary.group(row, column), summary.control(row, column)
             line += [accuracy(group, control, usual), _drop(row, group, control)]
@@ -171,8 +171,8 @@ def main_table(summary: Summary) -> Table:
     return Table(
         name="main",
         caption=(caption, *scale(summary)),
-        cells=frame([*_row_heads(summary), "budget", *heads], lines),
-        lead=len(_row_heads(summary)) + 1,
+        cells=frame([*row_heads(summary), "budget", *heads], lines),
+        lead=len(row_heads(summary)) + 1,
         step=2,
         notes=tuple(_main_notes(summary, lines)),
         numbers=_numbers(summary, main_numbers),
@@ -181,9 +181,9 @@ def main_table(summary: Summary) -> Table:
 
 def details_table(summary: Summary) -> Table:
     """What stands behind the accuracies: train accuracy, the oracle's peak, number, cost."""
-    usual = _usual_seeds(summary)
+    usual = usual_seeds(summary)
     heads = [
-        *_row_heads(summary),
+        *row_heads(summary),
         "architecture",
         "train %",
         "peak (oracle) %",
@@ -196,13 +196,13 @@ def details_table(summary: Summary) -> Table:
         group, control = summary.group(row, column), summary.control(row, column)
         if not group.done and not group.failed:
             continue
-        train = _mean(group.spread("final_train_acc"))
+        train = percent(group.spread("final_train_acc"))
         lines.append(
             [
-                *_row_names(summary, row),
+                *row_names(summary, row),
                 str(column),
                 train + LOW * group.low_train(control) if group.done else verdict(group),
-                _mean(group.spread("peak_test_acc")),
+                percent(group.spread("peak_test_acc")),
                 str(len(group.done)),
                 _whole(group.spread("crafting_gradient_images").mean),
                 _whole(group.spread("seconds").mean),
@@ -218,8 +218,8 @@ def details_table(summary: Summary) -> Table:
         name="details",
         caption=(caption, *scale(summary)),
         cells=frame(heads, lines),
-        lead=len(_row_heads(summary)) + 1,
-        step=len(heads) - len(_row_heads(summary)) - 1,
+        lead=len(row_heads(summary)) + 1,
+        step=len(heads) - len(row_heads(summary)) - 1,
         notes=tuple(notes),
         # Nullable integers: a set that was never crafted must not turn counts into floats.
         numbers=_numbers(summary, _details_numbers).astype({"crafting_gradient_images": "Int64"}),
@@ -261,7 +261,7 @@ def audit_table(summary: Summary) -> Table:
 
 def shortcut_table(summary: Summary) -> Table:
     """Whether victims learned the shortcut: their accuracy on test images that carry it."""
-    names = _row_heads(summary)
+    names = row_heads(summary)
     heads = [*names, "architecture", "clean %", "own %", "next %", "followed %", "n"]
     keys = ("own_acc", "next_acc", "next_followed")
     lines, numbers = [], []
@@ -274,7 +274,7 @@ def shortcut_table(summary: Summary) -> Table:
             *(Spread.of(record["shortcut"][key] for record in found) for key in keys),
         ]
         lines.append(
-            [*_row_names(summary, row), str(column), *map(_mean, spreads), str(len(found))]
+            [*row_names(summary, row), str(column), *map(percent, spreads), str(len(found))]
         )
         means = zip(("final_test_acc", *keys), (s.mean for s in spreads), strict=True)
         numbers.append(cell_names(summary, row, column) | dict(means) | {"n": len(found)})
@@ -370,7 +370,7 @@ def _common_epsilon(summary: Summary) -> list[str]:
     return [f"l∞ methods keep {budgets.pop().split()[-1]}"] if len(budgets) == 1 else []
 
 
-def _usual_seeds(summary: Summary) -> int:
+def usual_seeds(summary: Summary) -> int:
     """The number of victims of a complete cell; a cell with another number says so."""
     return max((len(g.done) + len(g.failed) for g in summary.groups.values()), default=0)
 
@@ -427,7 +427,7 @@ def _failures(summary: Summary) -> Iterator[str]:
     """Failed cells by the last line of their traceback."""
     named = []
     for row, column in _cells(summary):
-        *defense, method = _row_names(summary, row)
+        *defense, method = row_names(summary, row)
         place = " ".join([method, "on", str(column), *(f"under {name}" for name in defense)])
         named.append((place, summary.group(row, column)))
     return failures(named)
@@ -525,14 +525,15 @@ def _records_of(summary: Summary, row: Row) -> list[Record]:
     ]
 
 
-def _row_heads(summary: Summary) -> list[str]:
+def row_heads(summary: Summary) -> list[str]:
     """A single defense stands in the caption instead of in a column."""
     return ["defense", "method"] if len(summary.defenses) > 1 else ["method"]
 
 
-def _row_names(summary: Summary, row: Row) -> list[str]:
+def row_names(summary: Summary, row: Row) -> list[str]:
+    """What stands in the columns that `row_heads` names."""
     names = [summary.defense_of(row)[1], summary.method_label(row)]
-    return names[-len(_row_heads(summary)) :]
+    return names[-len(row_heads(summary)) :]
 
 
 def verdict(group: Group) -> str:
@@ -553,7 +554,7 @@ def accuracy(group: Group, control: Group, usual: int) -> str:
         return verdict(group)
     marks = LOW * group.low_train(control) + PARTIAL * bool(group.failed)
     number = f" n={len(group.done)}" if len(group.done) != usual else ""
-    return _mean(group.spread("final_test_acc")) + marks + number
+    return percent(group.spread("final_test_acc")) + marks + number
 
 
 def _drop(row: Row, group: Group, control: Group) -> str:
@@ -562,7 +563,7 @@ def _drop(row: Row, group: Group, control: Group) -> str:
     return _decimals(_percent(group.drop(control).mean), 1)
 
 
-def _mean(spread: Spread) -> str:
+def percent(spread: Spread) -> str:
     """Mean and deviation of fractions, in percent; a single value stands alone."""
     if not spread.n:
         return MISSING
@@ -647,8 +648,8 @@ def main_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
     return {
         "n": len(group.done),
         "failed": len(group.failed),
-        **_points("test_acc_percent", group.spread("final_test_acc")),
-        **_points("drop_points", drop),
+        **hundredths("test_acc_percent", group.spread("final_test_acc")),
+        **hundredths("drop_points", drop),
         "drop_n": drop.n,
         "low_train": group.low_train(control),
     }
@@ -659,15 +660,15 @@ def _details_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
     return {
         "n": len(group.done),
         "failed": len(group.failed),
-        **_points("train_acc_percent", group.spread("final_train_acc")),
-        **_points("peak_oracle_percent", group.spread("peak_test_acc")),
+        **hundredths("train_acc_percent", group.spread("final_train_acc")),
+        **hundredths("peak_oracle_percent", group.spread("peak_test_acc")),
         "crafting_gradient_images": None if math.isnan(images) else round(images),
         "training_seconds": round(group.spread("seconds").mean, 2),
         "low_train": group.low_train(control),
     }
 
 
-def _points(name: str, spread: Spread) -> dict[str, float]:
+def hundredths(name: str, spread: Spread) -> dict[str, float]:
     """Mean and deviation of fractions in hundredths, without the dust of binary fractions."""
     return {name: round(100 * spread.mean, 4), f"{name}_sd": round(100 * spread.sd, 4)}
 

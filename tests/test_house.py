@@ -25,7 +25,7 @@ LEAVES_TO_USERS = [
     {"plan", "progress", "describe", "summary"},
     {"work", "session", "tables"},
     {"worker", "plots", "thumbnails", "claims", "axes", "axis_plots"},
-    {"defense_tables", "heatmap", "detection"},
+    {"defense_tables", "heatmap", "detection", "class_tables"},
     {"runner", "report"},
     {"estimate", "testing"},
     {"speed"},
