@@ -61,10 +61,19 @@ class Defense(Component):
         """Whether a hook does something of its own."""
         return getattr(type(self), hook) is not getattr(Defense, hook)
 
+    def notes(self) -> list[str]:
+        """What tables should say of it beside its settings, in a few words each."""
+        said = {
+            "another architecture": self.changes_architecture,
+            "alters prediction": self.alters_prediction,
+        }
+        return [words for words, holds in said.items() if holds]
+
     def adapt(self, recipe: Recipe) -> Recipe:
         """The recipe by which it trains when `recipe` is asked for.
 
-        Most train by any. One that starts from trained weights needs a smaller learning rate.
+        Most train by any. One that starts from trained weights needs a smaller learning rate. It
+        may change optimizer, learning rate and weight decay, and nothing else.
         """
         return recipe
 

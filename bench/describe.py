@@ -12,7 +12,7 @@ from typing import Any
 from bench.budget import fraction
 from bench.component import Component, Spec, build, defaults
 from bench.errors import UsageError
-from bench.registry import METHODS, RECIPES, REGISTRIES, Registry
+from bench.registry import DEFENSES, METHODS, RECIPES, REGISTRIES, Registry
 from bench.summary import LARGEST_FRACTION
 from bench.worst_case import SETS
 
@@ -71,6 +71,8 @@ def description(registry: Registry, name: str) -> dict[str, Any]:
     }
     if registry is METHODS and entry.argument is None:
         facts |= _method_facts(name)
+    if registry is DEFENSES:
+        facts |= _defense_facts(name)
     return facts
 
 
@@ -91,6 +93,17 @@ def _method_facts(name: str) -> dict[str, Any]:
     return facts
 
 
+def _defense_facts(name: str) -> dict[str, Any]:
+    """What it knows, its cost as a multiple of plain training, and what else is to be said."""
+    made = build(DEFENSES, Spec(name))
+    return {
+        "side_information": made.side_information,
+        "training_cost": round(made.cost(), 2),
+        "prediction_cost": round(made.prediction_cost(), 2),
+        "notes": made.notes(),
+    }
+
+
 def text_of(facts: dict[str, Any]) -> str:
     """A description for people."""
     lines = [f"{facts['name']} ({facts['kind']}, {facts['defined']})", facts["summary"]]
@@ -106,6 +119,14 @@ def text_of(facts: dict[str, Any]) -> str:
             for recipe, cost in facts["cost"].items()
         ]
         lines += [f"{'cost' if i == 0 else '':9} {cost}" for i, cost in enumerate(costs)]
+    if "side_information" in facts:
+        known = facts["side_information"]
+        lines.append(f"knows     {'the released images' if known == 'none' else known}")
+        tested = facts["prediction_cost"]
+        costs = f"{facts['training_cost']:g} x plain training"
+        costs += f", {tested:g} passes a test image" if tested != 1 else ""
+        lines.append(f"cost      {costs}")
+        lines += [f"note      {note}" for note in facts["notes"]]
     if facts["settings"]:
         lines += ["", "settings"]
     for row in facts["settings"]:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.seeding import sent
+
 
 def draw_weights(alpha: float, count: int, stream: torch.Generator) -> Tensor:
     """Independent lambda ~ Beta(alpha, alpha).
@@ -53,9 +55,9 @@ def draw_boxes(
         (b, h, w) bool, True inside the box.
     """
     height, width = shape
-    down = torch.randint(height, (len(sizes),), generator=stream).to(device)
-    right = torch.randint(width, (len(sizes),), generator=stream).to(device)
-    sizes = sizes.to(device)
+    down = sent(torch.randint(height, (len(sizes),), generator=stream), device)
+    right = sent(torch.randint(width, (len(sizes),), generator=stream), device)
+    sizes = sent(sizes, device)
     rows, columns = covered(down, sizes[:, 0], height), covered(right, sizes[:, 1], width)
     return rows[:, :, None] & columns[:, None, :]
 

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.seeding import sent
+
 Operation = Callable[[Tensor, Tensor], Tensor]
 """Maps levels (n, 3, h, w) uint8 and magnitudes (n,) float64 on the CPU to new levels."""
 
@@ -135,7 +137,7 @@ def apply(levels: Tensor, draws: Draws) -> Tensor:
 
     Args:
         levels: (b, 3, h, w) uint8; left as they are.
-        draws: for b images, on the CPU, so that nothing waits for the device.
+        draws: for b images, on the CPU.
 
     Returns:
         (b, 3, h, w) uint8.
@@ -144,7 +146,7 @@ def apply(levels: Tensor, draws: Draws) -> Tensor:
     for place, operation in enumerate(OPERATIONS.values()):
         rows = (draws.operations == place).nonzero()[:, 0]
         if operation is not identity and len(rows):
-            here = rows.to(levels.device)
+            here = sent(rows, levels.device)
             changed[here] = operation(levels[here], draws.magnitudes[rows])
     return changed
 
@@ -267,7 +269,7 @@ NAMES = tuple(OPERATIONS)
 
 def _column(values: Tensor, levels: Tensor) -> Tensor:
     """One float32 for each image, (n, 1, 1, 1), on the images' device."""
-    return values.float().to(levels.device)[:, None, None, None]
+    return sent(values.float(), levels.device)[:, None, None, None]
 
 
 def _blend(levels: Tensor, other: Tensor, magnitudes: Tensor) -> Tensor:
@@ -299,7 +301,7 @@ def _warp(levels: Tensor, moves: Mapping[str, Tensor]) -> Tensor:
     count, _, height, width = levels.shape
     one = torch.ones(count, dtype=torch.float64)
     entries = [moves.get(e, one * (e in ("xx", "yy"))) for e in ("xx", "xy", "x", "yx", "yy", "y")]
-    matrices = torch.stack(entries, 1).float().to(levels.device).unflatten(1, (2, 3))
+    matrices = sent(torch.stack(entries, 1).float(), levels.device).unflatten(1, (2, 3))
     places = torch.ones(height, width, 3, device=levels.device)
     places[..., 0] = torch.arange(width, device=levels.device) - (width - 1) / 2
     places[..., 1] = torch.arange(height, device=levels.device)[:, None] - (height - 1) / 2

@@ -93,6 +93,8 @@ LATER_FIELDS: dict[str, tuple[type, ...]] = {
     "protected_classes": (list,),
     "shortcut": (dict, type(None)),
     "side_information": (str,),
+    "defense_deviations": (dict,),
+    "defense_notes": (list,),
     "defense_facts": (dict,),
 }
 """Fields that records of before do not have.
@@ -101,8 +103,10 @@ LATER_FIELDS: dict[str, tuple[type, ...]] = {
 `shortcut` is measured on the test images of the curve: accuracy where each carries its own class's
 perturbation (`own_acc`), accuracy where it carries that of the next protected class (`next_acc`),
 and the share of the latter that is taken for that class (`next_followed`); None where there is
-nothing to carry. `side_information` is what the defense knows beyond the released images, and
-`defense_facts` what can be said of it beforehand, such as a privacy guarantee.
+nothing to carry. `side_information` is what the defense knows beyond the released images,
+`defense_deviations` the settings in which it departs from its paper, `defense_notes` what else a
+reader should know of it in a few words, and `defense_facts` what can be said of it beforehand, such
+as a privacy guarantee.
 """
 
 

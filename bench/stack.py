@@ -86,9 +86,14 @@ class Stack(Joined[Defense], Defense):
         return recipe
 
     def facts(self, recipe: Recipe, images: int) -> Mapping[str, float]:
-        """Those of all parts."""
-        found = (part.facts(recipe, images) for part in self.parts)
-        return {key: value for facts in found for key, value in facts.items()}
+        """Those of a part that learns from the released images as they are.
+
+        What is known of a defense by itself, such as a guarantee for each image, need not hold
+        where another part mixes images or changes them in the light of all others.
+        """
+        changing = [p for p in self.parts if p.replaces("prepare") or p.replaces("batch")]
+        told = [part for part in self.parts if all(other is part for other in changing)]
+        return {k: v for part in told for k, v in part.facts(recipe, images).items()}
 
     def prepare(self, dataset: ImageDataset, stream: torch.Generator) -> ImageDataset:
         """One part after the other."""

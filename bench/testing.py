@@ -392,6 +392,12 @@ def _check_facts(judge: Judge, defense: Defense) -> None:
     judge.demand(math.isfinite(cost) and cost > 0, f"cost is {cost}, not a positive number")
     tested = defense.prediction_cost()
     judge.demand(math.isfinite(tested) and tested > 0, f"prediction_cost is {tested}")
+    facts = dict(defense.facts(small_recipe(), 48))
+    numbers = all(isinstance(v, (int, float)) and math.isfinite(v) for v in facts.values())
+    judge.demand(numbers, f"facts must be finite numbers, not {facts}")
+    changed = defense.adapt(small_recipe()).departures(small_recipe()).keys()
+    excess = changed - {"optimizer", "lr", "weight_decay"}
+    judge.demand(not excess, f"adapt must not change {', '.join(sorted(excess))}")
     known = defense.side_information
     judge.demand(known in SIDE_INFORMATION, f"side_information is {known!r}")
 
@@ -418,6 +424,10 @@ def _check_prepare(judge: Judge, defense: Defense, released: ImageDataset) -> No
     judge.demand(shape == tuple(released.images.shape), f"prepare made images of shape {shape}")
     judge.demand(bool(prepared.images.isfinite().all()), "prepare made values that are not finite")
     judge.demand(prepared.images.equal(again.images), "prepare: equal streams, unequal results")
+    values = to_unit(prepared.images)
+    inside = bool(((values >= 0) & (values <= 1)).all())
+    law = "prepare must keep images in [0, 1], unless leaves_range says otherwise"
+    judge.demand(inside or defense.leaves_range, law)
 
 
 def _check_batch(judge: Judge, defense: Defense, dataset: ImageDataset) -> None:

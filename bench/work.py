@@ -207,6 +207,7 @@ class Workshop:
             if record.is_done(self._results, cell.key):
                 return "was recorded"
             clock = Clock(working)
+            asked = self.describe(cell)  # before hours of training: a plug-in may fail in it
             facts = self._facts(crafted)
             released = self._released(crafted)
             self._keep_sample(cell, crafted, released)
@@ -234,7 +235,7 @@ class Workshop:
             curve, counts, training = self._curve(cell, begin, held, working, clock)
             final = curve[-1]
             made = {
-                **self.describe(cell),
+                **asked,
                 "status": "done",
                 "error": None,
                 "final_test_acc": final["test_acc"],
@@ -357,7 +358,7 @@ class Workshop:
             "crafting_gradient_images crafting_seconds"
         )
         made = {
-            **self.describe(cell),
+            **self.describe(cell, failed=True),
             "status": "failed",
             "error": error,
             **dict.fromkeys(nothing.split()),
@@ -369,10 +370,15 @@ class Workshop:
         }
         record.write(self._results, cell.slug, made)
 
-    def describe(self, cell: Cell) -> dict[str, Any]:
-        """The part of a record that says what was asked for."""
+    def describe(self, cell: Cell, *, failed: bool = False) -> dict[str, Any]:
+        """The part of a record that says what was asked for.
+
+        Where a cell failed nothing is said of the training that there was not.
+        """
         method, classes, data = cell.crafting.method, cell.crafting.classes, self._data
         budget, trained = method.budget, len(data.train) - cell.holdout
+        unused = cell.crafting.mask(data.train.labels) if method.unprotected_only else None
+        learned = trained - (0 if unused is None else int(unused.sum()))
         return {
             "schema": record.SCHEMA,
             "key": cell.key,
@@ -387,7 +393,9 @@ class Workshop:
             "defense_label": cell.labels["defense"],
             "defense_settings": cell.defense.settings(),
             "side_information": cell.defense.side_information,
-            "defense_facts": dict(cell.defense.facts(cell.trained_by, trained)),
+            "defense_deviations": cell.defense.deviations(),
+            "defense_notes": list(cell.defense.notes()),
+            "defense_facts": {} if failed else dict(cell.defense.facts(cell.trained_by, learned)),
             "arch": cell.arch.name,
             "arch_label": cell.labels["arch"],
             "arch_notes": cell.arch.notes(data.train.image_size),

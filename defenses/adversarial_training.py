@@ -21,6 +21,9 @@ perturbation's own bound, 8/255 or an l2 norm of 1, and gives no steps; for l2 t
 fifth of the radius. Beware of APBench's l2 variant: it takes the l∞ radius and step for l2 norms,
 so that the whole attack moves an image by .078 at most, and is all but plain training.
 
+A pixel that another defense moved out of [0, 1], such as noise or a projection, may only return, so
+that behind those the ball is cut there.
+
 While attacking, the network is in eval mode, so that the images of the attack leave no trace in its
 batch statistics, and its weights are frozen, which saves a third of the work.
 """
@@ -41,6 +44,7 @@ from bench.defense import Defense, Step
 from bench.network import Network
 from bench.pgd import Iterate, at_rest, input_gradient
 from bench.registry import DEFENSES
+from bench.seeding import on_device, sent
 
 
 @DEFENSES.register("at-linf")
@@ -93,16 +97,17 @@ class AdversarialTraining(Defense):
         def objective(x: Tensor) -> Tensor:
             return F.cross_entropy(network(x), soft_labels, reduction="sum")
 
-        start = self.start(images.shape, step.stream).to(images.device)
+        start = self.start(images.shape, step.stream, images.device)
         x = Iterate(images, Budget(self.norm, self.epsilon), start)
         with at_rest(network):
             for _ in range(self.steps):
                 x.descend(input_gradient(objective, x.images), -self.step_size)
         return x.images
 
-    def start(self, shape: torch.Size, stream: torch.Generator) -> Tensor:
+    def start(self, shape: torch.Size, stream: torch.Generator, device: torch.device) -> Tensor:
         """Delta of shape (b, 3, h, w), uniform in the ball."""
-        return (2 * torch.rand(shape, generator=stream) - 1) * self.epsilon
+        # Drawn on the CPU, as in version 1 of the suite, so that records stay what they are.
+        return sent((2 * torch.rand(shape, generator=stream) - 1) * self.epsilon, device)
 
 
 @DEFENSES.register("at-l2")
@@ -116,9 +121,10 @@ class L2AdversarialTraining(AdversarialTraining):
     epsilon: float = setting(1.0, "radius of the l2 ball; an image has values in [0, 1]")
     step_size: float = setting(0.2, "alpha, length of a step")
 
-    def start(self, shape: torch.Size, stream: torch.Generator) -> Tensor:
+    def start(self, shape: torch.Size, stream: torch.Generator, device: torch.device) -> Tensor:
         """A Gaussian direction, at r^(1/d) of the radius for uniform r in d dimensions."""
-        direction = torch.randn(shape, generator=stream).flatten(1)
-        dimensions = direction.shape[1]
-        radius = self.epsilon * torch.rand(shape[0], 1, generator=stream) ** (1 / dimensions)
+        draws = on_device(stream, device)
+        direction = torch.randn(shape, generator=draws, device=device).flatten(1)
+        share = torch.rand(shape[0], 1, generator=draws, device=device)
+        radius = self.epsilon * share ** (1 / direction.shape[1])
         return (direction * radius / direction.norm(dim=1, keepdim=True)).reshape(shape)

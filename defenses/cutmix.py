@@ -27,6 +27,7 @@ from bench.component import setting
 from bench.defense import Defense, Step
 from bench.mixing import draw_boxes, draw_weights, mix
 from bench.registry import DEFENSES
+from bench.seeding import sent
 
 
 @DEFENSES.register("cutmix")
@@ -46,7 +47,7 @@ class CutMix(Defense):
         """Paste a box from a partner in the same batch into every sample."""
         count, device = len(images), images.device
         shape = images.shape[2], images.shape[3]
-        partners = torch.randperm(count, generator=step.stream).to(device)
+        partners = sent(torch.randperm(count, generator=step.stream), device)
         sides = (1 - draw_weights(self.alpha, count, step.stream)).sqrt()
         sizes = (sides[:, None] * torch.tensor(shape)).long()  # cut down, as the authors do
         box = draw_boxes(sizes, shape, step.stream, device)

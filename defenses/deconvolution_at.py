@@ -31,6 +31,7 @@ from bench.defense import Defense, Step
 from bench.network import Network
 from bench.pgd import at_rest
 from bench.registry import DEFENSES
+from bench.seeding import sent
 
 LARGEST = 5.0
 """No entry of a filter and no offset is larger."""
@@ -76,7 +77,7 @@ class DeconvolutionTraining(Defense):
             The images under the filters found, each spanning [0, 1].
         """
         device, owners = images.device, soft_labels.argmax(1)
-        filters, offsets = (part.to(device) for part in self.draw(step.classes, step.stream))
+        filters, offsets = (sent(part, device) for part in self.draw(step.classes, step.stream))
         with at_rest(network):
             for _ in range(self.steps):
                 filters.requires_grad_()

@@ -26,6 +26,7 @@ from bench.component import setting
 from bench.defense import Defense, Step
 from bench.mixing import draw_weights, mix
 from bench.registry import DEFENSES
+from bench.seeding import sent
 
 
 @DEFENSES.register("mixup")
@@ -44,6 +45,6 @@ class Mixup(Defense):
     def batch(self, images: Tensor, soft_labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Mix every sample with a partner from the same batch."""
         count, device = len(images), images.device
-        partners = torch.randperm(count, generator=step.stream).to(device)
-        weights = draw_weights(self.alpha, count, step.stream).to(device)
+        partners = sent(torch.randperm(count, generator=step.stream), device)
+        weights = sent(draw_weights(self.alpha, count, step.stream), device)
         return mix(images, partners, weights), mix(soft_labels, partners, weights)

@@ -34,7 +34,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +76,9 @@ class Pretrained(Defense):
     )
     lr: float = setting(0.01, "highest learning rate, where the recipe's is higher")
     size: int = setting(0, "side to which images are resized in the network; 0: as they are")
+    normalise: Literal["weights", "data"] = setting(
+        "weights", "by the statistics of the weights' images, ImageNet's for a file; or by our own"
+    )
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -127,7 +130,9 @@ class Pretrained(Defense):
             fill(body, features, state, arch, whose)
             self._try(body, arch, entering)
             body = TrainedBody(body, self.size, self.body_learns)
-            return Network(body, features, len(dataset.classes), *normalisation(arch))
+            own = (dataset.mean, dataset.std)
+            statistics = own if self.normalise == "data" else normalisation(arch)
+            return Network(body, features, len(dataset.classes), *statistics)
 
     def _try(self, body: nn.Module, arch: Arch, entering: tuple[int, int]) -> None:
         """See whether images of this size go through."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from bench.component import setting
 from bench.defense import Defense, Step
 from bench.registry import DEFENSES
+from bench.seeding import sent
 
 
 @DEFENSES.register("random-kernel")
@@ -40,7 +41,7 @@ class RandomKernel(Defense):
 
     def batch(self, images: Tensor, soft_labels: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Convolve, and let the largest value of each image be 1."""
-        filters = self.draw(step.stream).to(images.device).expand(3, 1, -1, -1)
+        filters = sent(self.draw(step.stream), images.device).expand(3, 1, -1, -1)
         blurred = F.conv2d(images, filters, padding=self.kernel // 2, groups=3)
         largest = blurred.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
         return (blurred / largest).clamp(0, 1), soft_labels

@@ -56,6 +56,7 @@ from bench.network import Network
 from bench.pgd import at_rest
 from bench.policies import apply, draw_one, narrow, wide
 from bench.registry import DEFENSES
+from bench.seeding import on_device, sent
 
 ROUGHNESS = (0.3, 0.7)
 INTENSITY = (0.5, 1.0)
@@ -182,7 +183,7 @@ class UEraserDefault(UEraserMax):
 def plasma_brightness(images: Tensor, probability: float, stream: torch.Generator) -> Tensor:
     """Add light and shadow, clip(x + u (2 p - 1)), to some of the images."""
     rows = heads(len(images), probability, stream)
-    intensity = uniform(INTENSITY, len(rows), stream).to(images.device)[:, None, None, None]
+    intensity = sent(uniform(INTENSITY, len(rows), stream), images.device)[:, None, None, None]
     fractals = draw_plasma(images, rows, stream)
     return replaced(images, rows, lambda x: x + intensity * (2 * fractals - 1))
 
@@ -197,7 +198,8 @@ def plasma_contrast(images: Tensor, probability: float, stream: torch.Generator)
 def shuffle_channels(images: Tensor, probability: float, stream: torch.Generator) -> Tensor:
     """Reorder the channels of some of the images; all 6 orders are equally likely."""
     rows = heads(len(images), probability, stream)
-    orders = torch.rand(len(rows), images.shape[1], generator=stream).argsort(1).to(images.device)
+    orders = torch.rand(len(rows), images.shape[1], generator=stream).argsort(1)
+    orders = sent(orders, images.device)
     return replaced(images, rows, lambda x: x.gather(1, orders[:, :, None, None].expand_as(x)))
 
 
@@ -208,8 +210,9 @@ def draw_plasma(images: Tensor, rows: Tensor, stream: torch.Generator) -> Tensor
     while side < max(height, width):
         side = 2 * side - 1
     roughness = uniform(ROUGHNESS, len(rows), stream).repeat_interleave(channels)
-    noise = torch.rand(len(rows) * channels, side, side, generator=stream)
-    fields = plasma(noise.to(images.device), roughness.to(images.device))
+    draws, shape = on_device(stream, images.device), (len(rows) * channels, side, side)
+    noise = torch.rand(shape, generator=draws, device=images.device)
+    fields = plasma(noise, sent(roughness, images.device))
     return fields[:, :height, :width].unflatten(0, (len(rows), channels))
 
 
@@ -291,7 +294,7 @@ def uniform(bounds: tuple[float, float], count: int, stream: torch.Generator) ->
 
 def replaced(images: Tensor, rows: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """A copy in which the given rows are changed, and clipped to [0, 1]."""
-    here = rows.to(images.device)
+    here = sent(rows, images.device)
     copy = images.clone()
     copy[here] = change(images[here]).clamp(0, 1)
     return copy

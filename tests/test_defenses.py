@@ -334,7 +334,9 @@ class TestAdversarialTraining:
     def test_l2_starts_uniformly_in_the_ball(self) -> None:
         """In two dimensions: r^2 is uniform, and so is the angle."""
         count = 20_000
-        start = L2AdversarialTraining(epsilon=2.0).start(torch.Size([count, 2]), stream(0, "l2"))
+        start = L2AdversarialTraining(epsilon=2.0).start(
+            torch.Size([count, 2]), stream(0, "l2"), torch.device("cpu")
+        )
         squares = (start.norm(dim=1).double() / 2).square().sort().values
         angles = (torch.atan2(start[:, 1], start[:, 0]).double() / math.tau + 0.5).sort().values
         ranks = torch.arange(1, count + 1, dtype=torch.double) / count

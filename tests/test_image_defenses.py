@@ -325,7 +325,8 @@ class TestOrthogonalProjection:
     def test_what_is_left_is_orthogonal_to_what_was_fitted(self) -> None:
         images = self.shortcut()
         defense = OrthogonalProjection()
-        weights = defense.fit(dataset(images))
+        order = torch.randperm(len(images), generator=stream(0, "test"))
+        weights = defense.fit(dataset(images), order)
         rest = prepared(defense, images).flatten(1)
         assert (rest @ weights.T).abs().max() < 1e-3 * (images.flatten(1) @ weights.T).abs().max()
         before = torch.linalg.matrix_rank(images.flatten(1), rtol=1e-4)
@@ -341,22 +342,22 @@ class TestOrthogonalProjection:
 
         def accuracy(train: Tensor) -> float:
             """Of a linear classifier on images that it was not fitted to."""
-            weights = defense.fit(dataset(train[:200]))
+            weights = defense.fit(dataset(train[:200]), torch.arange(200))
             guess = (train[200:].flatten(1) @ weights.T).argmax(1)
             return (guess == torch.arange(200) % CLASSES).float().mean().item()
 
         assert accuracy(images) > 0.9
         assert accuracy(prepared(defense, images)) < 0.5
 
-    def test_fit_against_a_slow_loop(self) -> None:
-        """Two classes of images in batches of unequal size, a step after the other."""
+    def test_fit_against_a_slow_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Batches of unequal size in a given order, a step after the other."""
         images = self.shortcut(5)
         defense = OrthogonalProjection(epochs=1, batch_size=2, lr=0.3)
         weights = np.zeros((CLASSES, 192))
         flat = images.flatten(1).double().numpy()
-        for number in range(49):
-            lr = 0.3 * 0.1 ** sum(number >= 49 * s for s in (0.5, 0.75))
-            rows = [(0, 1), (2, 3), (4,)][number % 3]
+        for number in range(50):
+            lr = 0.3 * 0.1 ** sum(number >= 50 * s for s in (0.5, 0.75))
+            rows = [(3, 1), (0, 4), (2,)][number % 3]
             gradient = np.zeros_like(weights)
             for row in rows:
                 scores = np.exp(weights @ flat[row])
@@ -364,8 +365,16 @@ class TestOrthogonalProjection:
                 chances[row % CLASSES] -= 1
                 gradient += np.outer(chances, flat[row]) / len(rows)
             weights -= lr * gradient
-        ours = defense.fit(dataset(images)).double().numpy()
+        monkeypatch.setattr("defenses.orthogonal_projection.LEAST_IMAGES", 100)
+        order = torch.tensor([3, 1, 0, 4, 2])
+        ours = defense.fit(dataset(images), order).double().numpy()
         np.testing.assert_allclose(ours, weights, atol=1e-5)
+
+    def test_large_data_are_converted_batch_by_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        images = (255 * self.shortcut(100)).to(torch.uint8)
+        whole = prepared(OrthogonalProjection(epochs=1), images)
+        monkeypatch.setattr("defenses.orthogonal_projection.MOST_VALUES", 0)
+        assert prepared(OrthogonalProjection(epochs=1), images).equal(whole)
 
     def test_images_may_leave_the_range(self) -> None:
         rest = prepared(OrthogonalProjection(), self.shortcut())

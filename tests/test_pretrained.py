@@ -128,7 +128,7 @@ class TestFile:
             PretrainedProbe(str(path)).identity() for path in (file, moved, other)
         )
         assert first == second != third
-        assert first["settings"].keys() == {"weights_sha256", "lr", "size"}
+        assert first["settings"].keys() == {"weights_sha256", "lr", "size", "normalise"}
         assert PretrainedProbe().identity()["settings"]["weights"] == ""
 
     def test_that_changes_meanwhile_is_refused(self, file: str) -> None:
@@ -328,6 +328,10 @@ class TestPublished:
         assert theirs.keys() - ours.keys() == {"fc.weight", "fc.bias"}
         assert all(value.equal(theirs[name]) for name, value in ours.items())
         assert network.mean.flatten().tolist() == network.std.flatten().tolist() == [0.5] * 3
+        other = made(PretrainedProbe(normalise="data"), arch("timm:test_resnet"))
+        train = small_splits().train
+        assert other.mean.flatten().tolist() == pytest.approx(train.mean)
+        assert other.std.flatten().tolist() == pytest.approx(train.std)
         images = some_images(2, 16, 16)
         features = model.forward_head(model.forward_features(2 * images - 1), pre_logits=True)
         torch.testing.assert_close(network.features(images), features)

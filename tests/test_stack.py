@@ -179,3 +179,24 @@ def test_a_stack_runs_through_the_grid(tmp_path: Path) -> None:
     assert made["side_information"] == "none"
     assert made["defense_facts"] == {}
     assert made["status"] == "done"
+
+
+@dataclass(frozen=True)
+class Private(Defense):
+    """A defense with a guarantee for each image."""
+
+    name: ClassVar[str] = "private"
+
+    def facts(self, recipe: Recipe, images: int) -> dict[str, float]:
+        return {"guarantee": images / recipe.batch_size}
+
+    def backward(self, network: Network, images: Tensor, soft_labels: Tensor, step: Step) -> Tensor:
+        return super().backward(network, images, soft_labels, step)
+
+
+def test_a_guarantee_ends_where_another_part_changes_images() -> None:
+    recipe = Recipe(batch_size=10)
+    assert Stack((Private(),)).facts(recipe, 100) == {"guarantee": 10}
+    assert Stack((Private(), RandomizedSmoothing())).facts(recipe, 100) == {}
+    assert Stack((Mixup(), Private())).facts(recipe, 100) == {}
+    assert Stack((Informed(), Private())).facts(recipe, 100) == {"guarantee": 10}
