@@ -188,6 +188,19 @@ def test_a_configuration_file_is_overridden_by_options(tmp_path) -> None:
     assert session.grid == Grid(methods="sep,noise", seeds=(5,), craft_seed=4)
 
 
+def test_description_of_a_defense_tells_what_it_knows_and_costs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_bench.main(["--describe", "pretrained-probe"]) == 0
+    told = capsys.readouterr().out
+    assert "knows     pretrained-weights\ncost      0.33 x plain training\n" in told
+    assert "note      another architecture" in told
+    assert run_bench.main(["--describe", "randomized-smoothing"]) == 0
+    told = capsys.readouterr().out
+    assert "knows     the released images\n" in told
+    assert "1 x plain training, 100 passes a test image\nnote      alters prediction" in told
+
+
 def test_lists_and_descriptions(capsys) -> None:
     assert run_bench.main(["--list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
