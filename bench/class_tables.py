@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
 
 from bench.summary import Group, Record, Spread, Summary
 from bench.tables import (
     Table,
     cell_names,
     frame,
+    machine,
     over_seeds,
     percent,
     row_heads,
@@ -17,9 +17,6 @@ from bench.tables import (
     scale,
     usual_seeds,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def class_tables(summary: Summary) -> list[Table]:
@@ -51,7 +48,7 @@ def class_tables(summary: Summary) -> list[Table]:
         lead=len(names) + 1,
         step=3,
         notes=(),
-        numbers=_machine(numbers),
+        numbers=machine(numbers),
     )
     return [table] if lines else []
 
@@ -69,9 +66,3 @@ def _accuracy(record: Record, protected: Collection[int], within: bool) -> float
     ]
     total = sum(images for _, images in chosen)
     return sum(right for right, _ in chosen) / total if total else None
-
-
-def _machine(numbers: list[dict[str, Any]]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(numbers)

@@ -8,11 +8,11 @@ know nothing but the released images; see `bench.worst_case`.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.record import CONTROL
 from bench.summary import CONTROLS, Column, Group, Row, Spread, Summary
@@ -23,38 +23,47 @@ from bench.tables import (
     accuracy,
     cell_names,
     chance,
+    defense_notes,
     failures,
     frame,
     hundredths,
     low_note,
+    machine,
     over_seeds,
     partial_note,
     percent,
     scale,
+    usual_seeds,
     verdict,
 )
 from bench.worst_case import WorstCase, title_of, worst_case
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 Name = tuple[str, str]
 """A defense by its name and its label, as in `Summary.defenses`."""
 
-KNOWS, ONE_SEED = "*", "§"
+KNOWS, ONE_SEED, LEFT_OUT, UNRANKED = "*", "§", "¶", "‖"
+AT_MOST = "at most"
 NEAR_CHANCE = 0.1
 """A ceiling that lies this near to chance leaves nothing to be recovered."""
 NOTHING = "none"
 """The side information of most defenses."""
 
+COUNTS = ("by_seeds", "compared", "plain_rank", "worst_rank", "change")
+"""Columns of whole numbers that some rows lack."""
+
 ESTIMATOR_NOTE = (
     "{title}: for each victim seed the defense of the highest mean accuracy on the other seeds, "
     "reported on this seed, so that noise does not flatter it; only defenses that know nothing "
-    "but the released images. by: the one chosen most often."
+    "but the released images. With n seeds this estimates what a choice on n − 1 gives (with 2, a "
+    "choice on one), which is on average at most the accuracy of the best of these defenses; ± is "
+    "over folds that share seeds. by: the one chosen most often."
 )
 MAXIMUM_NOTE = (
     "{title}: the highest accuracy of the defenses that know nothing but the released images; by: "
     "which one."
+)
+AT_MOST_NOTE = (
+    f"{AT_MOST}: the highest mean of these defenses over all the seeds, which flatters the trainer."
 )
 SHARE_NOTE = (
     "{title}: here the share recovered by the defense that is chosen by accuracy, which need not "
@@ -63,7 +72,13 @@ SHARE_NOTE = (
 ONE_SEED_NOTE = f"{ONE_SEED}: chosen and reported on one seed: flatters the trainer."
 CHANGE_NOTE = (
     f"rank: 1 is the lowest accuracy, the best protection; {CONTROL} and other controls have none. "
-    "change: places gained (+) or lost (−) once the trainer may choose the defense."
+    "change: places gained (+) or lost (−) once the trainer may choose the defense. Near values "
+    "may change places: ranks are of means."
+)
+PLAIN_NOTE = "{title}: over the seeds of the worst case, where there is one."
+UNRANKED_NOTE = (
+    f"{UNRANKED}: not ranked: its worst case is not over the same defenses, or not over as many "
+    "seeds, as that of the ranked ones."
 )
 
 
@@ -162,13 +177,13 @@ class Board:
     @cached_property
     def usual(self) -> int:
         """The number of victims of a complete cell."""
-        return max((len(g.done) + len(g.failed) for g in self.summary.groups.values()), default=0)
+        return usual_seeds(self.summary)
 
     @cached_property
     def lines(self) -> list[Line]:
         """Every method on every architecture that has any records, architecture by architecture."""
         methods: dict[tuple[Any, ...], dict[Name, Row]] = defaultdict(dict)
-        for row in sorted(self.summary.rows, key=_method_order):
+        for row in sorted(self.summary.rows, key=lambda row: row.method_order):
             same = (row.method, row.method_settings, row.norm, row.epsilon)
             methods[same][self.summary.defense_of(row)] = row
         return [
@@ -183,6 +198,11 @@ class Board:
         """What a trainer reaches against a method, in accuracy."""
         return worst_case({name: line.accuracies(name) for name in self.compared})
 
+    def chooses(self, lines: Iterable[Line]) -> bool:
+        """Whether any worst case of these is chosen on other seeds than it is reported on."""
+        worsts = [worst for line in lines if (worst := self.worst(line)) is not None]
+        return not worsts or any(not worst.flatters for worst in worsts)
+
     def heading(self, name: Name) -> str:
         """A defense as a column, marked if it knows something."""
         return name[1] + KNOWS * (self.knows[name] != NOTHING)
@@ -195,11 +215,27 @@ class Board:
         return label if count == len(worst.chosen) else f"{label} {count}/{len(worst.chosen)}"
 
     def marks(self, line: Line, worst: WorstCase[Name]) -> str:
-        """Of a worst case: badly trained under the defense it is by, one seed, not all seeds."""
+        """Of a worst case: badly trained under its defense, one seed, not all defenses or seeds."""
         name, _ = worst.usual
         low = line.group(name).low_train(line.control(name))
         number = f" n={len(worst.scores)}" if len(worst.scores) != self.usual else ""
-        return LOW * low + ONE_SEED * worst.flatters + number
+        return LOW * low + ONE_SEED * worst.flatters + LEFT_OUT * bool(worst.left_out) + number
+
+    def left_out(self, lines: Iterable[Line]) -> Iterator[str]:
+        """Which defenses the worst cases of some lines had to do without."""
+        found: dict[str, list[str]] = defaultdict(list)
+        worsts = [(line, worst) for line in lines if (worst := self.worst(line)) is not None]
+        columns = {line.column for line, _ in worsts}
+        for line, worst in worsts:
+            said = ", ".join(
+                f"{label} ({count} of {len(worst.scores)})"
+                for (_, label), count in worst.left_out.items()
+            )
+            found[said].append(line.label + f" on {line.column}" * (len(columns) > 1))
+        for said, places in found.items():
+            where = ", ".join(places) if len(places) < len(worsts) else "all methods"
+            if said:
+                yield f"{LEFT_OUT}: {self.title} does without {said} for want of seeds: {where}."
 
 
 def defense_tables(summary: Summary) -> list[Table]:
@@ -231,7 +267,9 @@ def defenses_table(summary: Summary) -> Table:
     for line in board.lines:
         cells = [accuracy(line.group(n), line.control(n), board.usual) for n in board.knows]
         worst = board.worst(line)
-        lines.append([*_names(board, line), *cells, *_worst_cells(board, line, worst)])
+        chosen = _worst_cells(board, line, worst)
+        chosen[1:1] = [_at_most(worst)] * board.has_worst
+        lines.append([*_names(board, line), *cells, *chosen])
         numbers += _numbers(board, line, worst)
     caption = (
         f"Clean test accuracy after the last epoch in percent by defense{_place(board)}, "
@@ -240,11 +278,11 @@ def defenses_table(summary: Summary) -> Table:
     return Table(
         name="defenses",
         caption=(caption, *scale(summary)),
-        cells=frame([*_heads(board), *_across(board)], lines),
+        cells=frame([*_heads(board), *_across(board, AT_MOST)], lines),
         lead=len(_heads(board)),
         step=1,
-        notes=tuple(_notes(board, lines)),
-        numbers=_machine(numbers),
+        notes=(*_notes(board, lines, AT_MOST), *defense_notes(summary)),
+        numbers=machine(numbers, COUNTS),
     )
 
 
@@ -285,7 +323,7 @@ def recovery_table(summary: Summary) -> Table:
         lead=len(_heads(board)),
         step=1,
         notes=(*chosen, *_notes(board, lines, gaps=False), *(gaps if gap else [])),
-        numbers=_machine(numbers),
+        numbers=machine(numbers, COUNTS),
     )
 
 
@@ -305,45 +343,47 @@ def ranking_table(summary: Summary) -> Table:
     lines, numbers = [], []
     for column in summary.columns:
         there = [line for line in board.lines if line.column == column]
-        places, plain = _ranked(board, there), _plain(board)
+        places, plain = _ranked(board, there), board.compared[0]
         for line in sorted(there, key=lambda line: _place_of(line, places)):
             worst = board.worst(line)
             before, after = places.get(line.label, (None, None))
             text, chosen = _worst_cells(board, line, worst)
-            none = "" if line.first.method in CONTROLS else MISSING
+            group = _plain(board, line)
+            none = MISSING + UNRANKED * (worst is not None and bool(group.done))
+            none = "" if line.first.method in CONTROLS else none
             lines.append(
                 [
                     *_names(board, line),
-                    accuracy(line.group(plain), line.control(plain), board.usual),
+                    accuracy(group, line.control(plain), board.usual),
                     none if before is None else str(before),
                     text,
                     none if after is None else str(after),
                     _change(before, after),
+                    _at_most(worst),
                     chosen,
                 ]
             )
             numbers.append(_ranking_numbers(board, line, worst, before, after))
-    import pandas as pd
-
-    first = _plain(board)[1]
+    first = board.compared[0][1]
     title = "plain" if first == "none" else first
     caption = (
         f"Protections by clean test accuracy in percent{_place(board)}, {over_seeds(board.usual)}: "
         f"{'without defense' if first == 'none' else f'under {first}'}, and against a trainer who "
         f"chooses among {len(board.compared)} defenses."
     )
-    table = pd.DataFrame(numbers)
+    notes = [CHANGE_NOTE, PLAIN_NOTE.format(title=title)]
+    notes += [UNRANKED_NOTE] * any(UNRANKED in cell for line in lines for cell in line)
     return Table(
         name="ranking",
         caption=(caption, *scale(summary)),
         cells=frame(
-            [*_heads(board), title, "rank", board.title, "rank", "change", "by"],
+            [*_heads(board), title, "rank", board.title, "rank", "change", AT_MOST, "by"],
             lines,
         ),
         lead=len(_heads(board)),
-        step=6,
-        notes=(CHANGE_NOTE, *_notes(board, lines)),
-        numbers=table.astype({"plain_rank": "Int64", "worst_rank": "Int64", "change": "Int64"}),
+        step=1,
+        notes=(*notes, *_notes(board, lines, AT_MOST)),
+        numbers=machine(numbers, COUNTS),
     )
 
 
@@ -356,13 +396,21 @@ def _place_of(line: Line, places: Mapping[str, tuple[int, int]]) -> tuple[float,
 
 
 def _ranked(board: Board, lines: Iterable[Line]) -> dict[str, tuple[int, int]]:
-    """By label the ranks under plain training and in the worst case, of methods that have both."""
-    values = {}
+    """By label the ranks under plain training and in the worst case, of methods that have both.
+
+    More defenses to choose from raise the worst case, and fewer seeds to choose on lower it: only
+    those are ranked that have the most frequent defenses and number of seeds, of equally frequent
+    ones the most.
+    """
+    found = {}
     for line in lines:
-        plain, worst = line.group(_plain(board)), board.worst(line)
+        plain, worst = _plain(board, line), board.worst(line)
         if line.first.method not in CONTROLS and plain.done and worst is not None:
             means = plain.spread("final_test_acc").mean, Spread.of(worst.scores.values()).mean
-            values[line.label] = means
+            found[line.label] = (worst.compared, len(worst.scores)), means
+    bases = Counter(basis for basis, _ in found.values())
+    usual = max(bases, key=lambda b: (bases[b], len(b[0]), b[1]), default=None)
+    values = {label: means for label, (basis, means) in found.items() if basis == usual}
     plain, worst = ([pair[place] for pair in values.values()] for place in (0, 1))
     return {label: (_rank(p, plain), _rank(w, worst)) for label, (p, w) in values.items()}
 
@@ -378,9 +426,12 @@ def _change(before: int | None, after: int | None) -> str:
     return f"{before - after:+d}".replace("-", "−") if before != after else "0"
 
 
-def _plain(board: Board) -> Name:
-    """Plain training, or what stands in its place."""
-    return board.compared[0]
+def _plain(board: Board, line: Line) -> Group:
+    """A method under plain training, or what stands in its place, on the worst case's seeds."""
+    group, worst = line.group(board.compared[0]), board.worst(line)
+    if worst is None:
+        return group
+    return replace(group, done=tuple(one for one in group.done if one["seed"] in worst.scores))
 
 
 # Text.
@@ -400,10 +451,10 @@ def _place(board: Board) -> str:
     return f" on {columns[0]}" if len(columns) == 1 else ""
 
 
-def _across(board: Board) -> list[str]:
-    """The headings of all defenses, and of the worst case if there is one."""
+def _across(board: Board, *more: str) -> list[str]:
+    """The headings of all defenses, and of the worst case if there is one, with more beside it."""
     heads = [board.heading(name) for name in board.knows]
-    return [*heads, board.title, "by"] if board.has_worst else heads
+    return [*heads, board.title, *more, "by"] if board.has_worst else heads
 
 
 def _worst_cells(
@@ -419,6 +470,11 @@ def _worst_cells(
     return [text + board.marks(line, worst) if spread.n else text, board.by(worst)]
 
 
+def _at_most(worst: WorstCase[Name] | None) -> str:
+    """The flattering upper end."""
+    return MISSING if worst is None else percent(Spread.of([worst.highest]))
+
+
 def _whole(shares: Collection[float | None]) -> Spread:
     """Their spread; none at all if one is missing, since the others would be the better ones."""
     return Spread.of([] if None in shares else shares)
@@ -428,14 +484,15 @@ def _count(spread: Spread, board: Board) -> str:
     return f" n={spread.n}" if spread.n != board.usual else ""
 
 
-def _notes(board: Board, lines: list[list[str]], gaps: bool = True) -> Iterator[str]:
+def _notes(board: Board, lines: list[list[str]], *more: str, gaps: bool = True) -> Iterator[str]:
     if board.has_worst:
-        found = [worst.flatters for line in board.lines if (worst := board.worst(line))]
-        note = MAXIMUM_NOTE if found and all(found) else ESTIMATOR_NOTE
+        note = ESTIMATOR_NOTE if board.chooses(board.lines) else MAXIMUM_NOTE
         yield note.format(title=board.title)
+        if AT_MOST in more:
+            yield AT_MOST_NOTE
         if any(ONE_SEED in cell for line in lines for cell in line):
             yield ONE_SEED_NOTE
-        yield from _left_out(board)
+        yield from board.left_out(board.lines)
     knowing: dict[str, list[str]] = defaultdict(list)
     for (_, label), told in board.knows.items():
         if told != NOTHING:
@@ -448,22 +505,6 @@ def _notes(board: Board, lines: list[list[str]], gaps: bool = True) -> Iterator[
     yield from failures(_named(board))
     if gaps and any(MISSING in line for line in lines):
         yield f"{MISSING}: not run, or nothing to compare with."
-
-
-def _left_out(board: Board) -> Iterator[str]:
-    """Which defenses a worst case had to do without."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for line in board.lines:
-        worst = board.worst(line)
-        missing = worst.left_out if worst is not None else {}
-        if missing:
-            said = ", ".join(
-                f"{label} ({count} of {board.usual})" for (_, label), count in missing.items()
-            )
-            where = f" on {line.column}" if len(board.summary.columns) > 1 else ""
-            found[said].append(line.label + where)
-    for said, places in found.items():
-        yield f"{board.title} does without {said} for want of seeds: {', '.join(places)}."
 
 
 def _named(board: Board) -> Iterator[tuple[str, Group]]:
@@ -494,6 +535,7 @@ def _numbers(board: Board, line: Line, worst: WorstCase[Name] | None) -> Iterato
         yield {
             **_worst_names(board, line, worst),
             **hundredths("test_acc_percent", Spread.of(worst.scores.values())),
+            "at_most_percent": round(100 * worst.highest, 4),
             **_choice(worst),
         }
 
@@ -534,10 +576,11 @@ def _ranking_numbers(
 ) -> dict[str, Any]:
     names = cell_names(board.summary, line.first, line.column)
     spread = Spread.of([] if worst is None else worst.scores.values())
-    plain = line.group(_plain(board)).spread("final_test_acc")
+    plain = _plain(board, line).spread("final_test_acc")
+    choice = {} if worst is None else _choice(worst)
     return {
         **{key: value for key, value in names.items() if key != "defense"},
-        "plain": _plain(board)[1],
+        "plain": board.compared[0][1],
         **hundredths("plain_percent", plain),
         "plain_n": plain.n,
         "plain_rank": before,
@@ -546,7 +589,8 @@ def _ranking_numbers(
         "worst_n": spread.n,
         "worst_rank": after,
         "change": None if before is None or after is None else before - after,
-        "by": "" if worst is None else worst.usual[0][1],
+        "at_most_percent": None if worst is None else round(100 * worst.highest, 4),
+        **choice,
     }
 
 
@@ -573,23 +617,9 @@ def _choice(worst: WorstCase[Name]) -> dict[str, Any]:
     }
 
 
-def _machine(numbers: list[dict[str, Any]]) -> pd.DataFrame:
-    """Counts stay whole where rows have none."""
-    import pandas as pd
-
-    table = pd.DataFrame(numbers)
-    counts = {name: "Int64" for name in ("by_seeds", "compared") if name in table}
-    return table.astype(counts)
-
-
 def _accuracies(group: Group) -> dict[int, float]:
     return {
         record["seed"]: record["final_test_acc"]
         for record in group.done
         if record["final_test_acc"] is not None
     }
-
-
-def _method_order(row: Row) -> tuple[Any, ...]:
-    """The order of rows without the defense."""
-    return row.order[3:]

@@ -8,6 +8,7 @@ also tells when to stop.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,14 @@ from bench.tables import (
     failures,
     frame,
     hundredths,
+    machine,
     over_seeds,
     partial_note,
     percent,
     row_heads,
     row_names,
     scale,
+    usual_seeds,
     verdict,
 )
 
@@ -45,9 +48,9 @@ INSIDE = 6
 
 DETECTOR_NOTE = "The detector needs clean test images; it trains as the victim does."
 AUC_NOTE = (
-    f"AUC: how often a victim of the method is more suspicious than one of {CONTROL} under the "
-    "same defense, ties counted half; 50 % is guessing. n: victims of both, seeds and "
-    "architectures together; a few can tell no more than perfect from imperfect."
+    f"AUC: how often a victim of the method is more suspicious than one of {CONTROL} of the same "
+    "architecture under the same defense, ties counted half; 50 % is guessing. n: victims of both, "
+    "seeds and architectures together; a few can tell no more than perfect from imperfect."
 )
 
 
@@ -59,10 +62,16 @@ def suspicion(record: Record) -> float | None:
 
 def area(positives: Sequence[float], negatives: Sequence[float]) -> float | None:
     """The share of pairs in which the positive is higher, ties counted half; the area under ROC."""
-    if not positives or not negatives:
-        return None
-    pairs = [_round(a) - _round(b) for a in positives for b in negatives]
-    return sum((gap > 0) + (gap == 0) / 2 for gap in pairs) / len(pairs)
+    return area_within([(positives, negatives)])
+
+
+def area_within(strata: Iterable[tuple[Sequence[float], Sequence[float]]]) -> float | None:
+    """The same share where positives and negatives are only compared within their stratum.
+
+    Networks differ in accuracy: across architectures it would tell those apart.
+    """
+    gaps = [_round(a) - _round(b) for yes, no in strata for a in yes for b in no]
+    return sum((gap > 0) + (gap == 0) / 2 for gap in gaps) / len(gaps) if gaps else None
 
 
 def roc(positives: Sequence[float], negatives: Sequence[float]) -> list[tuple[float, float]]:
@@ -108,12 +117,13 @@ def detection_table(summary: Summary) -> Table:
         found, failed = _victims(groups), len(whole.failed)
         if not found and not failed:
             continue
-        controls = _victims(summary.control(row, column) for column in summary.columns)
+        strata = [_stratum(summary, row, column) for column in summary.columns]
+        controls = sum(len(others) for own, others in strata if own)
         held = Spread.of(map(_held_out, found))
         clean = Spread.of(record["final_test_acc"] for record in found)
         gap = Spread.of(map(suspicion, found))
-        auc = None if row.method == CONTROL else area(_suspicions(found), _suspicions(controls))
-        count = f"{len(found)} : {len(controls)}" if row.method != CONTROL else f"{len(found)}"
+        auc = None if row.method == CONTROL else area_within(strata)
+        count = f"{len(found)} : {controls}" if row.method != CONTROL else f"{len(found)}"
         lines.append(
             [
                 *row_names(summary, row),
@@ -130,7 +140,7 @@ def detection_table(summary: Summary) -> Table:
                 **{key: names[key] for key in names if key not in ("arch", "width")},
                 "n": len(found),
                 "failed": failed,
-                "control_n": len(controls),
+                "control_n": controls,
                 **hundredths("holdout_acc_percent", held),
                 **hundredths("test_acc_percent", clean),
                 **hundredths("suspicion_points", gap),
@@ -149,7 +159,7 @@ def detection_table(summary: Summary) -> Table:
         lead=len(row_heads(summary)),
         step=5,
         notes=(DETECTOR_NOTE, AUC_NOTE, *_notes(summary, lines)),
-        numbers=_machine(numbers),
+        numbers=machine(numbers),
     )
 
 
@@ -202,11 +212,11 @@ def early_stopping_table(summary: Summary) -> Table:
                 continue
             lines.append([*row_names(summary, row), str(column), *_stop_cells(stops, group)])
             numbers.append(_stop_numbers(summary, row, column, stops))
-    usual = max(len(group.done) + len(group.failed) for group in summary.groups.values())
     caption = (
-        f"Does early stopping help? Clean test accuracy in percent, {over_seeds(usual)}: after the "
-        "last epoch; at the epoch of the highest accuracy on held-out released images (picked), "
-        "the earliest of equals; and at its peak. Epochs from the first to the last of the seeds'."
+        f"Does early stopping help? Clean test accuracy in percent, "
+        f"{over_seeds(usual_seeds(summary))}: after the last epoch; at the epoch of the highest "
+        "accuracy on held-out released images (picked), the earliest of equals; and at its peak. "
+        "Epochs from the first to the last of the seeds'."
     )
     return Table(
         name="early-stopping",
@@ -215,7 +225,7 @@ def early_stopping_table(summary: Summary) -> Table:
         lead=len(names),
         step=6,
         notes=(PEAK_NOTE, *_thinned(summary), *_notes(summary, lines)),
-        numbers=_machine(numbers),
+        numbers=machine(numbers),
     )
 
 
@@ -270,6 +280,13 @@ def _suspicions(records: Iterable[Record]) -> list[float]:
     return [value for record in records if (value := suspicion(record)) is not None]
 
 
+def _stratum(summary: Summary, row: Row, column: Column) -> tuple[list[float], list[float]]:
+    """How suspicious a method's victims of an architecture are, and the control's beside them."""
+    pair = summary.group(row, column), summary.control(row, column)
+    own, others = (_suspicions(group.done) for group in pair)
+    return own, others
+
+
 def _over(summary: Summary) -> str:
     """What the victims of a row are."""
     many = len(summary.columns) > 1
@@ -289,28 +306,22 @@ def _notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
         yield f"{MISSING}: not run, or nothing to compare with."
 
 
-def _machine(numbers: list[dict[str, Any]]) -> Any:
-    import pandas as pd
-
-    return pd.DataFrame(numbers)
-
-
 # Pictures.
 
 
 def roc_figures(summary: Summary) -> dict[str, Figure]:
-    """ROC curves of the suspicion, a figure a defense; none with fewer than two of a kind.
+    """ROC curves of the suspicion by defense and architecture; none with fewer than two of a kind.
 
     All protected victims of all methods are told from the control's; methods with many victims
     have a curve of their own, too.
 
     Returns:
-        Figures by the label of their defense.
+        Figures by the label of their defense and the architecture.
     """
     figures = {}
-    for name, label in summary.defenses:
+    for (name, label), column in itertools.product(summary.defenses, summary.columns):
         rows = [row for row in summary.rows if summary.defense_of(row) == (name, label)]
-        found = {row: _suspicions(_all(summary, row)) for row in rows}
+        found = {row: _suspicions(summary.group(row, column).done) for row in rows}
         controls = [value for row in rows if row.method == CONTROL for value in found[row]]
         methods = {
             summary.method_label(row): there
@@ -324,12 +335,9 @@ def roc_figures(summary: Summary) -> dict[str, Figure]:
             enough = {m: there for m, there in methods.items() if len(there) >= ENOUGH}
             methods = {f"all {len(methods)} methods": together, **enough}
         title = "no defense" if name == "none" else f"defense {label}"
-        figures[label] = _roc_figure(summary, methods, controls, title)
+        place = f"{label} {column}"
+        figures[place] = _roc_figure(summary, methods, controls, f"{title} · {column}")
     return figures
-
-
-def _all(summary: Summary, row: Row) -> list[Record]:
-    return _victims(summary.group(row, column) for column in summary.columns)
 
 
 def _roc_figure(

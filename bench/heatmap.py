@@ -34,7 +34,11 @@ GAP = 0.3
 WORST = "worst case"
 
 WORST_NOTE = "for each seed the defense is chosen on the other seeds."
-LOW_NOTE = f"{LOW}: train accuracy far below the control's; the number may be failed training."
+HIGHEST_NOTE = "the highest of these defenses."
+LOW_NOTE = (
+    f"{LOW}: train accuracy far below the control's, or a control that is itself trained badly; "
+    "the number may be failed training."
+)
 KNOWS_NOTE = f"{KNOWS}: knows more than the released images."
 
 
@@ -90,7 +94,7 @@ def _figure(board: Board, column: Column, lines: Sequence[Line]) -> Figure:
             figure,
             board.summary,
             f"clean test accuracy (%) by defense · {column} · {_seeds(board, lines)}",
-            _notes(board, texts),
+            _notes(board, lines, texts),
         )
     return figure
 
@@ -104,13 +108,13 @@ def _seeds(board: Board, lines: Sequence[Line]) -> str:
     return f"mean of {most if least == most else f'{least} to {most}'} seeds"
 
 
-def _notes(board: Board, texts: Sequence[str]) -> list[str]:
-    notes = {LOW: LOW_NOTE, KNOWS: KNOWS_NOTE}
+def _notes(board: Board, lines: Sequence[Line], texts: Sequence[str]) -> list[str]:
+    notes = {ONE_SEED: ONE_SEED_NOTE, LOW: LOW_NOTE, KNOWS: KNOWS_NOTE}
     found = [note for mark, note in notes.items() if any(mark in text for text in texts)]
     if board.has_worst:
         over = board.title.removeprefix(WORST).removeprefix("worst").strip(" ()")
-        one = any(ONE_SEED in text for text in texts)
-        found.insert(0, f"Worst case ({over}): {ONE_SEED_NOTE if one else WORST_NOTE}")
+        how = WORST_NOTE if board.chooses(lines) else HIGHEST_NOTE
+        found = [f"Worst case ({over}): {how}", *found, *board.left_out(lines)]
     return found
 
 

@@ -29,6 +29,8 @@ LARGEST_FRACTION = 32 / 255
 
 LOW_TRAIN = 0.5
 """The control counts as badly trained when its train accuracy is below this."""
+LOW_CONTROL = 0.1
+"""Under a defense it does when its final test accuracy is less than this above chance."""
 LOW_TRAIN_GAP = 0.1
 """Any other method does when its train accuracy is this much below the control's."""
 
@@ -120,11 +122,16 @@ class Row:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """No defense first; the controls first within a defense; then by name."""
-        place = CONTROLS.index(self.method) if self.method in CONTROLS else len(CONTROLS)
+        """No defense first; within a defense as `method_order`."""
         defense = (self.defense != "none", self.defense_label, self.defense_settings)
+        return (*defense, *self.method_order)
+
+    @property
+    def method_order(self) -> tuple[Any, ...]:
+        """The controls first; then by name."""
+        place = CONTROLS.index(self.method) if self.method in CONTROLS else len(CONTROLS)
         method = (place, self.method_label, self.method_settings)
-        return (*defense, *method, self.norm, _tuple(self.epsilon))
+        return (*method, self.norm, _tuple(self.epsilon))
 
     @property
     def budget(self) -> str:
@@ -198,10 +205,26 @@ class Group:
         )
 
     def low_train(self, control: Group) -> bool:
-        """Whether a low test accuracy could be failed training; see `LOW_TRAIN`."""
+        """Whether a low test accuracy could be failed training; see `LOW_TRAIN`.
+
+        Under a defense the train accuracy is on images that the defense alters, and says nothing
+        by itself: the control is judged by its test accuracy there, and a method only against the
+        control.
+        """
+        if not self.done:
+            return False
+        first = self.done[0]
         own, other = (group.spread("final_train_acc").mean for group in (self, control))
+        if first["method"] != CONTROL and not math.isnan(other):
+            limit = other - LOW_TRAIN_GAP
+        elif first["defense"] == "none":
+            limit = LOW_TRAIN
+        elif first["method"] == CONTROL:
+            own = self.spread("final_test_acc").mean
+            limit = 1 / len(first["classes"]) + LOW_CONTROL
+        else:
+            return False
         # A difference of exactly the gap must not be decided by the last bit of a float.
-        limit = LOW_TRAIN if self is control or math.isnan(other) else other - LOW_TRAIN_GAP
         return own < limit - 1e-9
 
 

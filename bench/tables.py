@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import NOT_RUN
 from bench.record import CONTROL
 from bench.summary import (
+    LOW_CONTROL,
     LOW_TRAIN,
     LOW_TRAIN_GAP,
     PAPER_EPOCHS,
@@ -44,8 +45,9 @@ SHORTCUT_NOTE = (
 )
 LOW_NOTE = (
     f"{LOW}: train accuracy {100 * LOW_TRAIN_GAP:.0f} points or more below the control's "
-    f"(for the control itself: below {100 * LOW_TRAIN:.0f} %); a low test accuracy here may be "
-    "failed training rather than protection."
+    f"(for the control itself: below {100 * LOW_TRAIN:.0f} %; under a defense, since that alters "
+    f"training images, test accuracy less than {100 * LOW_CONTROL:.0f} points above chance); a low "
+    "test accuracy here may be failed training rather than protection."
 )
 
 
@@ -221,8 +223,7 @@ def details_table(summary: Summary) -> Table:
         lead=len(row_heads(summary)) + 1,
         step=len(heads) - len(row_heads(summary)) - 1,
         notes=tuple(notes),
-        # Nullable integers: a set that was never crafted must not turn counts into floats.
-        numbers=_numbers(summary, _details_numbers).astype({"crafting_gradient_images": "Int64"}),
+        numbers=_numbers(summary, _details_numbers, ["crafting_gradient_images"]),
     )
 
 
@@ -285,8 +286,6 @@ def shortcut_table(summary: Summary) -> Table:
         "three are of those test images that a point of the curve is taken on, and of protected "
         "classes only."
     )
-    import pandas as pd
-
     return Table(
         name="shortcut",
         caption=(caption, *scale(summary)),
@@ -294,7 +293,7 @@ def shortcut_table(summary: Summary) -> Table:
         lead=len(names) + 1,
         step=len(heads) - len(names) - 1,
         notes=(SHORTCUT_NOTE,) if lines else (),
-        numbers=pd.DataFrame(numbers),
+        numbers=machine(numbers),
     )
 
 
@@ -389,6 +388,7 @@ def _main_notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
     if any(MISSING in line for line in lines):
         yield f"{MISSING}: not run, or nothing to compare with."
     yield from _deviations(summary)
+    yield from defense_notes(summary)
     yield from _unused_budgets(summary)
     yield from _trainings(summary)
     if summary.superseded:
@@ -474,6 +474,47 @@ def deviations(label: str, records: Iterable[Record], but: Collection[str] = ())
     ]
     if pairs:
         yield f"{label}: {', '.join(pairs)}"
+
+
+def defense_notes(summary: Summary) -> Iterator[str]:
+    """The settings of every defense that has any, and what else its records say of it."""
+    found: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for (row, _), group in summary.groups.items():
+        found[summary.defense_of(row)] += group.done + group.failed
+    for name in summary.defenses:
+        records = found[name]
+        words = dict.fromkeys(word for one in records for word in one.get("defense_notes", []))
+        parts = [_defense_settings(records), _facts(records), ", ".join(words)]
+        if any(parts):
+            yield f"{name[1]}: {'; '.join(filter(None, parts))}"
+
+
+def _defense_settings(records: Iterable[Record]) -> str:
+    """All settings of a defense, with the paper's where they depart from it."""
+    settings: dict[str, Any] = {}
+    paper: dict[str, Any] = {}
+    for record in records:
+        settings.update(record["defense_settings"])
+        # Older records do not tell.
+        for name, (ours, theirs) in record.get("defense_deviations", {}).items():
+            settings[name], paper[name] = ours, theirs
+    return ", ".join(
+        f"{name} {value_text(value, name)}"
+        + (f" (paper {value_text(paper[name], name)})" if name in paper else "")
+        for name, value in settings.items()
+    )
+
+
+def _facts(records: Iterable[Record]) -> str:
+    """What can be said of a defense beforehand; it may depend on the number of images."""
+    found: dict[str, set[float]] = defaultdict(set)
+    for record in records:
+        for name, value in record.get("defense_facts", {}).items():
+            found[name].add(value)
+    return ", ".join(
+        f"{name} {' or '.join(dict.fromkeys(map(value_text, sorted(values))))}"
+        for name, values in found.items()
+    )
 
 
 def _trainings(summary: Summary) -> Iterator[str]:
@@ -603,16 +644,27 @@ def frame(heads: list[str], lines: list[list[str]]) -> pd.DataFrame:
 # Numbers for machines.
 
 
-def _numbers(summary: Summary, of: Any) -> pd.DataFrame:
+def _numbers(summary: Summary, of: Any, counts: Collection[str] = ()) -> pd.DataFrame:
     """What `of` computes of each row and column, below the names and the scale of the cell."""
-    import pandas as pd
-
     lines = []
     for row, column in _cells(summary):
         group, control = summary.group(row, column), summary.control(row, column)
         if group.done or group.failed:
             lines.append({**cell_names(summary, row, column), **of(row, group, control)})
-    return pd.DataFrame(lines)
+    return machine(lines, counts)
+
+
+def machine(numbers: Iterable[Mapping[str, Any]], counts: Collection[str] = ()) -> pd.DataFrame:
+    """Rows of numbers as a frame.
+
+    Args:
+        numbers: a row each.
+        counts: columns of whole numbers, which stay whole where rows have none.
+    """
+    import pandas as pd
+
+    made = pd.DataFrame(list(numbers))
+    return made.astype({name: "Int64" for name in counts if name in made})
 
 
 def cell_names(summary: Summary, row: Row, column: Column) -> dict[str, Any]:
@@ -690,13 +742,11 @@ def _audit(summary: Summary, row: Row) -> dict[str, float]:
 
 
 def _audit_numbers(summary: Summary, audits: dict[Row, dict[str, float]]) -> pd.DataFrame:
-    import pandas as pd
-
     lines = [
         {"method": summary.method_label(row), "norm": row.norm, "epsilon": _radius(row), **audit}
         for row, audit in audits.items()
     ]
-    return pd.DataFrame(lines)
+    return machine(lines)
 
 
 # Text for each format.
@@ -731,6 +781,7 @@ _LATEX = str.maketrans(
         "–": "--",
         "†": r"$\dagger$",
         "‡": r"$\ddagger$",
+        "‖": r"$\Vert$",
     }
 )
 

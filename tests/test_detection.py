@@ -13,6 +13,7 @@ from bench.detection import (
     ENOUGH,
     Stop,
     area,
+    area_within,
     detection_table,
     early_stopping_table,
     holdout_tables,
@@ -88,6 +89,15 @@ def test_area_counts_pairs(yes: list, no: list, share: float | None) -> None:
     assert area(yes, no) == share
 
 
+def test_area_within_strata_sums_wins_over_pairs() -> None:
+    # 1 of 2 pairs, and 3 of 3: 4 of 5. Together 2 beats 5 no more.
+    strata = [([2.0], [1.0, 3.0]), ([7.0, 8.0, 6.0], [5.0])]
+    assert area_within(strata) == 0.8
+    assert area_within([*strata, ([0.0], []), ([], [9.0])]) == 0.8
+    assert area_within([]) is None
+    assert area_within([([1.0], []), ([], [0.0])]) is None
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_area_is_that_below_the_curve_and_of_ranks(seed: int) -> None:
     from scipy.stats import mannwhitneyu
@@ -138,10 +148,38 @@ def test_seeds_and_architectures_are_samples_of_one_row() -> None:
         victim("sep", [0.5], [0.2], arch="vgg16"),
     ]
     made = detection_table(summary(records))
-    assert [line[-1] for line in lines(made)] == ["3", "3 : 3", "1 : 3"]
-    # 10 beats 0 and 0 and ties with 10; 50 and 30 beat all: 8.5 of 9.
-    assert numbers(made).auc["sep"] == pytest.approx(8.5 / 9)
+    # No victim of ule is beside the control's of vgg16.
+    assert [line[-1] for line in lines(made)] == ["3", "3 : 3", "1 : 2"]
+    # rn18: 10 beats 0 and ties with 10, 50 beats both; vgg16: 30 beats 0. 4.5 of 5.
+    assert numbers(made).auc["sep"] == pytest.approx(4.5 / 5)
     assert "over seeds and architectures" in " ".join(made.text().split())
+    assert "of the same architecture" in " ".join(made.text().split())
+
+
+def test_architectures_are_not_told_apart_for_methods() -> None:
+    """In points: clean 0 on rn18 and 20 on vgg16, sep 10 on rn18; across both it would be 50 %."""
+    records = [
+        victim("clean", [0.6], [0.6]),
+        victim("clean", [0.6], [0.4], arch="vgg16"),
+        victim("sep", [0.6], [0.5]),
+    ]
+    assert lines(detection_table(summary(records)))[1][-2:] == ["100", "1 : 1"]
+
+
+def test_every_architecture_has_a_curve_of_its_own() -> None:
+    records = [
+        victim(method, [0.6], [test], arch=arch, seed=seed)
+        for arch, tests in {"rn18": (0.6, 0.5), "vgg16": (0.4, 0.45)}.items()
+        for method, test in zip(("clean", "sep"), tests, strict=True)
+        for seed in range(2)
+    ]
+    drawn = roc_figures(summary(records))
+    assert list(drawn) == ["none rn18 ×1/4", "none vgg16 ×1/4"]
+    # Across both it would be 50 %.
+    assert [legend(figure) for figure in drawn.values()] == [
+        ["sep: AUC 100 % (n = 2)"],
+        ["sep: AUC 0 % (n = 2)"],
+    ]
 
 
 def test_a_defense_is_held_against_its_own_control() -> None:
@@ -245,7 +283,7 @@ def test_one_victim_of_a_kind_has_no_curve() -> None:
 def test_a_report_tells_of_held_out_images(tmp_path: Path) -> None:
     report = write_report(write_records(tmp_path, board()))
     names = [file.name for file in report.files]
-    for kind in ("-detection.csv", "-early-stopping.md", "-detection-none.png"):
+    for kind in ("-detection.csv", "-early-stopping.md", "-detection-none-rn18-1-4.png"):
         assert any(name.endswith(kind) for name in names), kind
     assert "Does early stopping help?" in report.text
     assert not math.isnan(numbers(detection_table(summary(board()))).auc["ule"])

@@ -17,8 +17,11 @@ import run_bench
 from bench import record as records_of
 from bench.component import parse
 from bench.defense_tables import (
+    AT_MOST_NOTE,
+    LEFT_OUT,
     ONE_SEED,
     ONE_SEED_NOTE,
+    UNRANKED_NOTE,
     Board,
     defense_tables,
     defenses_table,
@@ -33,7 +36,7 @@ from bench.plots import save_figure
 from bench.registry import DEFENSES
 from bench.report import write_report
 from bench.summary import Summary, summarise
-from bench.tables import LOW_NOTE, MISSING, SMALL_SCALE, Table
+from bench.tables import LOW_NOTE, MISSING, SMALL_SCALE, Table, main_table
 from bench.worst_case import AUTO, AUTO_FAST, SETS, expand, title_of, worst_case
 from tests.invented import record
 
@@ -102,7 +105,10 @@ def test_mistyped_sets_get_the_usual_error() -> None:
         parse(expand("auto-fats,mixup"), DEFENSES)
 
 
-@pytest.mark.parametrize("typed", ["auto:steps=3", "auto-fast+mixup", "auto,steps=3", "mixup+auto"])
+@pytest.mark.parametrize(
+    "typed",
+    ["auto:steps=3", "auto-fast+mixup", "auto,steps=3", "mixup+auto", "jpeg:quality=9+auto"],
+)
 def test_sets_take_no_settings_and_are_not_joined(typed: str) -> None:
     with pytest.raises(UsageError, match="stands for several defenses"):
         expand(typed)
@@ -182,6 +188,82 @@ def test_laggards_are_left_out_for_the_sake_of_seeds() -> None:
     assert set(found.scores) == {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+    ("many", "seeds", "more", "fewer"), [(7, 3, 18, 1), (12, 5, 1, 2), (2, 2, 30, 1), (2, 5, 9, 4)]
+)
+def test_more_defenses_on_fewer_seeds_spoil_nothing(
+    many: int, seeds: int, more: int, fewer: int
+) -> None:
+    draws = random.Random(many)
+    whole = {f"d{d}": {s: draws.random() for s in range(seeds)} for d in range(many)}
+    partly = {f"e{e}": {s: draws.random() for s in range(fewer)} for e in range(more)}
+    found = worst_case(whole | partly)
+    alone = worst_case(whole)
+    assert found is not None
+    assert alone is not None
+    assert (found.chosen, found.scores, found.highest) == (
+        *(alone.chosen, alone.scores, alone.highest),
+    )
+    assert found.compared == tuple(whole)
+    assert found.left_out == dict.fromkeys(partly, fewer)
+    assert len(found.scores) == seeds
+
+
+def test_the_seeds_are_those_of_the_first_that_has_any() -> None:
+    # More seeds than the first has are of no use, and other seeds are none of those it needs.
+    first, more, other = {0: 0.2, 1: 0.3}, {0: 0.3, 1: 0.4, 2: 0.9}, {1: 0.9, 2: 0.9, 3: 0.9}
+    found = worst_case({"none": {}, "a": first, "b": more, "c": other})
+    assert found is not None
+    assert found.compared == ("a", "b")
+    assert found.scores == {0: 0.3, 1: 0.4}
+    assert found.left_out == {"none": 0, "c": 1}
+
+
+def test_a_first_defense_of_one_seed_leaves_the_maximum() -> None:
+    found = worst_case({"none": {1: 0.3}, "a": {0: 0.9, 1: 0.4, 2: 0.9}, "b": {0: 0.9}})
+    assert found is not None
+    assert (found.compared, found.scores, found.left_out) == (("none", "a"), {1: 0.4}, {"b": 0})
+    assert found.flatters
+
+
+def test_where_the_first_has_most_seeds_the_common_ones_count() -> None:
+    found = worst_case(
+        {"none": dict.fromkeys(range(5), 0.3), "a": {0: 0.4, 1: 0.4, 2: 0.2}, "b": {1: 0.1, 2: 0.1}}
+    )
+    assert found is not None
+    assert (found.chosen, found.left_out) == ({1: "none", 2: "a"}, {})
+    assert found.scores == {1: 0.3, 2: 0.2}
+    assert found.highest == pytest.approx(0.3)  # none and a alike, over seeds 1 and 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_estimate_is_never_above_the_highest_mean(seed: int) -> None:
+    draws = random.Random(seed)
+    for _ in range(200):
+        defenses, seeds = draws.randint(2, 6), draws.randint(1, 5)
+        scores = {d: {s: draws.random() for s in range(seeds)} for d in range(defenses)}
+        found = worst_case(scores)
+        assert found is not None
+        assert statistics.fmean(found.scores.values()) <= found.highest + 1e-12
+        assert found.highest == max(statistics.fmean(by.values()) for by in scores.values())
+
+
+def test_the_best_lies_between_the_estimate_and_the_highest_mean() -> None:
+    draws, methods, noise = random.Random(5), 2000, 0.03
+    truth = {"none": 0.40, "a": 0.38, "b": 0.42}
+    low, high = [], []
+    for _ in range(methods):
+        found = worst_case(
+            {d: {s: m + draws.gauss(0, noise) for s in range(2)} for d, m in truth.items()}
+        )
+        assert found is not None
+        low.append(statistics.fmean(found.scores.values()) - 0.42)
+        high.append(found.highest - 0.42)
+    for values, sign in ((low, -1), (high, 1)):
+        error = statistics.stdev(values) / math.sqrt(methods)
+        assert sign * statistics.fmean(values) > 3 * error
+
+
 def test_where_most_have_one_seed_all_stay() -> None:
     found = worst_case({"none": {0: 0.3, 1: 0.3}, "a": {0: 0.4}, "b": {0: 0.5}})
     assert found is not None
@@ -243,10 +325,10 @@ def board() -> list[dict]:
     Worked out by hand, in percent:
 
     - ule: none 10 20, cutout failed 40 (one seed), mixup 50 40; at-linf is not run.
-      Common seed of all: 1 alone; most have 2, so cutout is left out. Chosen: mixup twice, 50 40.
+      Cutout lacks a seed of none and is left out. Chosen: mixup twice, 50 40.
     - sep: none 30 30, cutout 35 36, mixup 20 60. Chosen on seed 1 for seed 0: mixup, 20; for
       seed 1 cutout (35 against 30 and 20), 36. Mean 28, sd 11.3.
-    - clean: none 90 90, cutout 80 80, mixup 18 18: within 10 points of chance.
+    - clean: none 90 90, cutout 80 80, mixup 18 18: within 10 points of chance, and marked.
     """
     nan = math.nan
     knowing = {"side_information": "clean-samples"}
@@ -268,16 +350,20 @@ def board() -> list[dict]:
 def test_accuracies_by_defense_and_the_worst_case() -> None:
     made = table(board(), "defenses")
     assert list(made.cells.columns) == [
-        *("method", "none", "cutout", "mixup", "at-linf*", "worst of 3", "by")
+        *("method", "none", "cutout", "mixup", "at-linf*", "worst of 3", "at most", "by")
     ]
-    by_cutout = ("28.0 ± 11.3†", "cutout 1/2")
+    by_none, by_cutout = ("90.0 ± 0.0", "90.0", "none"), ("28.0 ± 11.3†", "40.0", "cutout 1/2")
+    by_mixup = ("45.0 ± 7.1¶", "45.0", "mixup")
     assert lines(made) == [
-        ["clean", *("90.0 ± 0.0", "80.0 ± 0.0", "18.0 ± 0.0", "70.0 ± 0.0"), "90.0 ± 0.0", "none"],
+        ["clean", *("90.0 ± 0.0", "80.0 ± 0.0", "18.0 ± 0.0†", "70.0 ± 0.0"), *by_none],
         [*("sep", "30.0 ± 0.0", "35.5 ± 0.7†", "40.0 ± 28.3", "69.5 ± 0.7"), *by_cutout],
-        ["ule", "15.0 ± 7.1", "40.0‡ n=1", "45.0 ± 7.1", MISSING, "45.0 ± 7.1", "mixup"],
+        ["ule", "15.0 ± 7.1", "40.0‡ n=1", "45.0 ± 7.1", MISSING, *by_mixup],
     ]
     text = " ".join(made.text().split())
-    assert "worst of 3 does without cutout (1 of 2) for want of seeds: ule." in text
+    assert "¶: worst of 3 does without cutout (1 of 2) for want of seeds: ule." in text
+    assert "on average at most the accuracy of the best" in text
+    assert "over folds that share seeds" in text
+    assert AT_MOST_NOTE in made.notes
     assert "is not in the worst case: at-linf: clean-samples." in text
     assert "ule on rn18 ×1/4 under cutout, seed 0: ValueError: no" in text
     assert LOW_NOTE in made.notes
@@ -305,7 +391,7 @@ def test_numbers_of_the_worst_case() -> None:
     (sep,) = found.query("method == 'sep' and defense == 'worst of 3'").to_dict("records")
     assert (sep["n"], sep["test_acc_percent"], sep["by"], sep["by_seeds"]) == (2, 28, "cutout", 1)
     assert sep["test_acc_percent_sd"] == pytest.approx(8 * math.sqrt(2), abs=1e-4)
-    assert sep["compared"] == 3
+    assert (sep["compared"], sep["at_most_percent"]) == (3, 40)
     (ule,) = found.query("method == 'ule' and defense == 'worst of 3'").to_dict("records")
     assert (ule["left_out"], ule["failed"]) == ("cutout", 0)
     (failed,) = found.query("method == 'ule' and defense == 'cutout'").to_dict("records")
@@ -373,7 +459,7 @@ def ranked() -> list[dict]:
 def test_ranks_by_plain_training_and_by_the_worst_case() -> None:
     made = table(ranked(), "ranking")
     assert list(made.cells.columns) == [
-        *("method", "plain", "rank", "worst of 2", "rank", "change", "by")
+        *("method", "plain", "rank", "worst of 2", "rank", "change", "at most", "by")
     ]
     shown = [[line[0], line[2], line[4], line[5]] for line in lines(made)]
     assert shown == [
@@ -386,7 +472,78 @@ def test_ranks_by_plain_training_and_by_the_worst_case() -> None:
     ]
     found = numbers(made).set_index("method")
     assert found.change.dropna().to_dict() == {"cuda": 1, "sep": 0, "ule": -2}
+    highest = {"clean": 90, "cuda": 30, "sep": 50, "ule": 60}
+    assert found.at_most_percent.dropna().to_dict() == highest
     assert any("ar on rn18 ×1/4 under mixup, seed 1" in note for note in made.notes)
+    assert "Near values may change places: ranks are of means." in " ".join(made.notes)
+    assert UNRANKED_NOTE not in made.notes
+
+
+def ranks(records: list[dict]) -> dict[str, tuple[str, ...]]:
+    """By method: plain, its rank, worst case, its rank."""
+    return {line[0]: tuple(line[1:5]) for line in lines(table(records, "ranking"))}
+
+
+def three(method: str, *tests: list[float]) -> list[dict]:
+    """A method under none, mixup and cutout, as far as there are numbers."""
+    pairs = zip(("none", "mixup", "cutout"), tests, strict=False)
+    return [one for defense, there in pairs for one in cell(method, defense, there)]
+
+
+def test_only_worst_cases_of_the_same_kind_are_ranked() -> None:
+    records = [
+        *three("clean", [0.9, 0.9], [0.9, 0.9], [0.9, 0.9]),
+        *three("ule", [0.1, 0.1], [0.5, 0.5], [0.2, 0.2]),
+        *three("sep", [0.2, 0.2], [0.4, 0.4], [0.2, 0.2]),
+        *three("ar", [0.05, 0.05], [0.3, 0.3], [0.9]),  # lacks a seed under cutout
+        *three("ops", [0.01], [0.02], [0.03]),  # one seed
+        *three("hypo", [0.01, 0.01]),
+    ]
+    found = ranks(records)
+    assert found["ule"] == ("10.0 ± 0.0", "1", "50.0 ± 0.0", "2")
+    assert found["sep"] == ("20.0 ± 0.0", "2", "40.0 ± 0.0", "1")
+    assert found["ar"] == ("5.0 ± 0.0", "–‖", "30.0 ± 0.0¶", "–‖")
+    assert found["ops"] == ("1.0 n=1", "–‖", "3.0§ n=1", "–‖")
+    assert found["hypo"] == ("1.0 ± 0.0", MISSING, MISSING, MISSING)
+    assert found["clean"][1::2] == ("", "")
+    made = table(records, "ranking")
+    assert UNRANKED_NOTE in made.notes
+    assert any(f"{LEFT_OUT}: worst of 3 does without cutout (1 of 2)" in n for n in made.notes)
+    assert r"$\Vert$" in made.latex()
+    saved = numbers(made).set_index("method")
+    assert saved.plain_rank.dropna().to_dict() == {"ule": 1, "sep": 2}
+    assert saved.worst_rank.dropna().to_dict() == {"ule": 2, "sep": 1}
+    assert saved.left_out["ar"] == "cutout"
+
+
+def test_of_equally_frequent_worst_cases_the_larger_are_ranked() -> None:
+    records = [
+        *three("ule", [0.1, 0.1], [0.5, 0.5], [0.2, 0.2]),
+        *three("sep", [0.2, 0.2], [0.4, 0.4]),
+    ]
+    found = ranks(records)
+    assert {name: cells[1] for name, cells in found.items()} == {"ule": "1", "sep": "–‖"}
+    # Two with fewer defenses outnumber one with more.
+    found = ranks([*records, *three("ar", [0.1, 0.1], [0.3, 0.3])])
+    assert {name: cells[1] for name, cells in found.items()} == {"ar": "1", "sep": "2", "ule": "–‖"}
+    # Two of one seed outnumber one of two, and stand beside none of those.
+    single = [*three("ule", [0.1], [0.5]), *three("sep", [0.2], [0.4])]
+    found = ranks([*single, *three("ar", [0.0, 0.0], [0.1, 0.1])])
+    assert {name: cells[3] for name, cells in found.items()} == {"sep": "1", "ule": "2", "ar": "–‖"}
+
+
+def test_plain_is_over_the_seeds_of_the_worst_case() -> None:
+    records = [
+        *three("ule", [0.1, 0.2, 0.9], [0.4, 0.4]),
+        *three("sep", [0.3, 0.3, 0.0], [0.2, 0.2]),
+    ]
+    found = ranks(records)
+    # Over all three seeds ule would have 40 and sep 20, and their ranks would be the other way.
+    assert found["ule"] == ("15.0 ± 7.1 n=2", "1", "40.0 ± 0.0 n=2", "2")
+    assert found["sep"] == ("30.0 ± 0.0 n=2", "2", "30.0 ± 0.0 n=2", "1")
+    saved = numbers(table(records, "ranking")).set_index("method")
+    assert saved.plain_percent.to_dict() == {"ule": 15, "sep": 30}
+    assert saved.plain_n.to_dict() == {"ule": 2, "sep": 2}
 
 
 def test_architectures_stand_in_a_column_and_rank_apart() -> None:
@@ -404,6 +561,50 @@ def test_one_seed_is_flagged_everywhere() -> None:
         assert any(ONE_SEED in c for line in lines(made) for c in line)
         assert "highest accuracy of the defenses" in " ".join(made.notes)
     assert ONE_SEED in recovery_table(summary(one)).text()
+
+
+def test_one_seed_beside_several_hides_no_explanation() -> None:
+    records = [*three("ule", [0.1], [0.5]), *three("sep", [0.2, 0.2], [0.4, 0.4])]
+    notes = " ".join(table(records, "defenses").notes)
+    assert "on the other seeds, reported on this seed" in notes
+    assert ONE_SEED_NOTE in notes
+
+
+def test_what_all_methods_lack_is_told_once() -> None:
+    lacking = [[0.1, 0.1], [0.5, 0.5], [0.2]]
+    records = [*three("ule", *lacking), *three("sep", *lacking)]
+    told = [note for note in table(records, "defenses").notes if note.startswith(LEFT_OUT)]
+    assert told == ["¶: worst of 3 does without cutout (1 of 2) for want of seeds: all methods."]
+    assert [cells[1] for cells in ranks(records).values()] == ["1", "1"]  # both lack the same
+
+
+def test_settings_facts_and_departures_of_defenses_are_told() -> None:
+    blur = {"defense_settings": {"kernel": 5, "sigma": 1.1}}
+    attack = {"defense_settings": {"epsilon": 8 / 255, "steps": 10}}
+    private = {
+        "defense_settings": {"clip": 1.0, "votes": 10},
+        "defense_deviations": {"votes": [10, 100]},
+        "defense_notes": ["another architecture", "alters prediction"],
+    }
+    facts = [{"defense_facts": {"privacy_epsilon": e, "privacy_delta": 1e-5}} for e in (3.3567, 4)]
+    records = [
+        *cell("sep", "none", [0.2], defense_notes=[], defense_facts={}),
+        *cell("sep", "gaussian-blur", [0.3], **blur),
+        *cell("sep", "at-linf", [0.3], **attack),
+        *cell("sep", "dpsgd-sample", [0.3], **private, **facts[0]),
+        *cell("clean-part", "dpsgd-sample", [0.3], **private, **facts[1]),
+    ]
+    told = [
+        "at-linf: epsilon 8/255, steps 10",
+        "dpsgd-sample: clip 1, votes 10 (paper 100); privacy_epsilon 3.357 or 4, "
+        "privacy_delta 1e-05; another architecture, alters prediction",
+        "gaussian-blur: kernel 5, sigma 1.1",
+    ]
+    for made in (table(records, "defenses"), main_table(summary(records))):
+        assert list(made.notes[-3:]) == told
+        assert not any(note.startswith("none:") for note in made.notes)
+    alone = main_table(summary(cell("sep", "gaussian-blur", [0.3], **blur)))
+    assert alone.notes[-1] == told[-1]
 
 
 def test_one_defense_has_no_such_tables() -> None:
@@ -432,10 +633,13 @@ def test_heatmaps_show_every_number_once(tmp_path: Path) -> None:
     (drawn,) = heatmaps(summary(board())).values()
     texts = [text.get_text() for text in drawn.axes[0].texts]
     assert texts == [
-        *("90.0", "80.0", "18.0", "70.0", "90.0"),
+        *("90.0", "80.0", "18.0†", "70.0", "90.0"),
         *("30.0", "35.5†", "40.0", "69.5", "28.0†"),
-        *("15.0", "40.0", "45.0", MISSING, "45.0"),
+        *("15.0", "40.0", "45.0", MISSING, "45.0¶"),
     ]
+    said = caption(drawn)
+    assert "¶: worst of 3 does without cutout (1 of 2) for want of seeds: ule." in said
+    assert "chosen on the other seeds" in said
     heads = [tick.get_text() for tick in drawn.axes[0].get_xticklabels()]
     assert heads == ["none", "cutout", "mixup", "at-linf*", "worst case"]
     # What knows more, and the worst case, are set apart.
@@ -447,6 +651,22 @@ def test_heatmaps_show_every_number_once(tmp_path: Path) -> None:
         (again,) = heatmaps(summary(board())).values()
         found.append([file.read_bytes() for file in save_figure(again, tmp_path / name)])
     assert found[0] == found[1]
+
+
+def caption(figure) -> str:
+    return " ".join(figure.get_supxlabel().split())
+
+
+def test_the_picture_explains_one_seed_and_the_estimator() -> None:
+    several = three("ule", [0.1, 0.1], [0.5, 0.5], [0.2, 0.2])
+    one = three("sep", [0.2], [0.4], [0.1])
+    (mixed,) = heatmaps(summary([*several, *one])).values()
+    assert "chosen on the other seeds" in caption(mixed)
+    assert ONE_SEED_NOTE in caption(mixed)
+    (single,) = heatmaps(summary([*one, *three("ar", [0.2], [0.4], [0.1])])).values()
+    assert "chosen on the other seeds" not in caption(single)
+    assert "the highest of these defenses" in caption(single)
+    assert ONE_SEED_NOTE in caption(single)
 
 
 def test_digits_can_be_read_on_their_ground() -> None:
