@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.compare_cli import COMMANDS, answer
 from bench.component import number
 from bench.errors import UsageError
 from bench.registry import DEFENSES, REGISTRIES, load_plugin
+from bench.targets import titles
 from bench.worst_case import SETS
 
 if TYPE_CHECKING:
@@ -57,14 +59,21 @@ DEFAULTS: dict[str, Any] = {
 }
 """Of every option that a configuration file may set, too."""
 
+OF_TABLES = ("methods", "archs", "defenses", "dataset", "epsilon", "poison_ratio")
+OF_TABLES += ("protect_classes", "clean_part", "holdout")
+"""Options that a published table settles."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal knows ∞
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return command(vars(parser().parse_args(arguments)))
+        if words and words[0] in COMMANDS:
+            return between_folders(words)
+        return command(vars(parser().parse_args(words)))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
@@ -97,9 +106,21 @@ def command(typed: dict[str, Any]) -> int:
     options = with_defaults(typed)
     if typed["describe"]:
         return show_description(typed["describe"], typed["json"])
+    if typed["paper"]:
+        return run_papers(options, typed)
     if typed["report_only"]:
         return show_report(_folder(options["results_dir"]), None, typed["json"])
     return run_grid(session_of(options, typed), options, typed)
+
+
+def between_folders(words: Sequence[str]) -> int:
+    """`diff` and `merge`."""
+    told = answer(words)
+    if told.text:
+        print(told.text)
+    for note in told.notes:
+        print(note, file=sys.stderr)
+    return told.code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,7 +132,8 @@ def parser() -> argparse.ArgumentParser:
         "in the grid.",
         epilog="Settings follow a name: sep:checkpoints=5,surrogate=vgg16. `all` and globs such "
         "as 'sep*' stand for several. Exit codes: 0 done, 1 a cell failed, 2 wrong request, "
-        "3 time limit reached.",
+        "3 time limit reached. `run_bench.py diff A B` compares two results folders, "
+        "`run_bench.py merge A B --into C` folds several together (--help after either).",
     )
     grid = made.add_argument_group("what to run")
     add = grid.add_argument
@@ -135,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help="also train on the unprotected images alone",
     )
+    add("--paper", metavar="LIST", help="published tables, such as sep:table4 or cuda:all")
     add("--holdout", metavar="N", help="released images kept from training and evaluated (0)")
     add("--config", metavar="FILE", help="TOML file that sets these options by their names")
     how = made.add_argument_group("how to run it")
@@ -255,6 +278,47 @@ def run_grid(session: Session, options: dict[str, Any], typed: dict[str, Any]) -
     return UNFINISHED if outcome.unfinished else 0
 
 
+def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
+    """Run what published tables need, or plan it, or neither, and print them."""
+    from bench.targets import find_tables
+
+    tables = find_tables(typed["paper"])
+    for name in OF_TABLES:
+        if typed[name] is not None or options[name] != DEFAULTS[name]:
+            raise UsageError(
+                f"--{name.replace('_', '-')} comes from the table; leave it out, or --paper"
+            )
+    session = session_of(options, typed)
+    workers = _count("--workers", options["workers"])
+    threads = _count("--threads", options["threads"])
+    from bench import paper
+
+    if typed["plan"]:
+        plans = paper.plan_paper(session, tables, workers, threads, sys.stderr)
+        as_text = "\n\n".join(map(paper.text_of, plans))
+        print(json.dumps(plans, ensure_ascii=False, indent=1) if typed["json"] else as_text)
+        return 0
+    ended = paper.PaperOutcome()
+    if not typed["report_only"]:
+        from bench.runner import WorkerError, summary
+
+        try:
+            ended = paper.run_paper(session, tables, workers, threads, sys.stderr)
+        except WorkerError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return FAILED
+        print(f"{summary(ended.total)}, {core_seconds():.0f} core-seconds", file=sys.stderr)
+    report = paper.report_paper(session.results, tables, session.grid, ended.reasons)
+    print(json.dumps(report.numbers, ensure_ascii=False) if typed["json"] else report.text)
+    folder = _short(session.results / "tables")
+    print(f"written: {len(report.files)} files in {folder}", file=sys.stderr)
+    for title, reason in ended.failed.items():
+        print(f"failed: {title}: {reason}", file=sys.stderr)
+    if ended.failed or ended.reasons:
+        return FAILED
+    return UNFINISHED if ended.left else 0
+
+
 def show_report(results: Path, outcome: Outcome | None, as_json: bool) -> int:
     """Write tables and plots, and print the tables of the contexts that just ran."""
     from bench import record
@@ -299,6 +363,10 @@ def show_list(as_json: bool) -> int:
             for name, members in SETS.items():
                 print(f"  {name:22} {len(members)} of them: {','.join(members)}")
         print()
+    print("published tables")
+    for paper, tables in titles().items():
+        for name, title in tables.items():
+            print(f"  {f'{paper}:{name}':22} {title}")
     return 0
 
 

@@ -25,6 +25,8 @@ from bench.tables import MISSING, Table, scale
 
 CONFIDENCE = 0.95
 FILE = "claims.toml"
+WORDS = {True: "holds", False: "does not hold", None: "undecided"}
+"""What can come of a claim."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,9 @@ def claims_table(summary: Summary, claims: Sequence[Claim]) -> Table:
     """What came of the claims."""
     import pandas as pd
 
-    words = {True: "holds", False: "does not hold", None: "undecided"}
     found = verdicts(summary, claims)
     lines = [
-        [v.method, v.arch, _percent(v.upper), f"{_percent(v.floor)} ({v.lowest})", words[v.holds]]
+        [v.method, v.arch, _percent(v.upper), f"{_percent(v.floor)} ({v.lowest})", WORDS[v.holds]]
         for v in found
     ]
     heads = ["method", "architecture", "at most %", "below %", "claim"]

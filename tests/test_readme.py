@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import run_bench
+from bench.compare_cli import diff_parser, merge_parser
 from bench.registry import METHODS, load_plugin
 from bench.testing import check_method
 
@@ -56,8 +57,9 @@ def test_the_table_is_that_of_the_committed_records() -> None:
 
 def test_every_option_in_the_readme_exists() -> None:
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
-    known = run_bench.parser()._option_string_actions
-    assert options <= set(known)
+    parsers = (run_bench.parser, diff_parser, merge_parser)
+    known = {option for made in parsers for option in made()._option_string_actions}
+    assert options <= known
 
 
 def test_every_picture_is_there() -> None:

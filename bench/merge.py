@@ -1,0 +1,212 @@
+"""The records of several machines in one folder; where they contradict each other, none."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from bench import record
+from bench.claims import FILE
+from bench.compare import fields, read_files, results_differ, told
+from bench.errors import UsageError
+from bench.files import slugify, write_with
+from bench.store import check_writable, key_of
+from bench.summary import Record
+
+
+class ConflictError(UsageError):
+    """Records of one key have different results; nothing was written.
+
+    Attributes:
+        cells: a line for each.
+    """
+
+    def __init__(self, cells: Sequence[str]) -> None:
+        self.cells = cells
+        some = "one cell" if len(cells) == 1 else f"{len(cells)} cells"
+        super().__init__(
+            f"{some} with equal keys and different results, nothing is written; find out which is "
+            "right and delete the other record"
+        )
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came of it.
+
+    Attributes:
+        added: records that were not there.
+        replaced: records that were, and failed, said less or were made later.
+        kept: records that were there and stayed.
+        samples: sample files that were added.
+        notes: what else is worth knowing.
+        damaged: a line for every file that was left out.
+    """
+
+    added: int
+    replaced: int
+    kept: int
+    samples: int
+    notes: Sequence[str]
+    damaged: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A record where it was found.
+
+    Attributes:
+        record: what it says.
+        text: the bytes of its file, which are copied as they are.
+        file: that file.
+    """
+
+    record: Record
+    text: bytes
+    file: Path
+
+    @property
+    def folder(self) -> Path:
+        """The results folder."""
+        return self.file.parent.parent
+
+    @property
+    def preference(self) -> tuple[bool, int, str, bytes]:
+        """The lowest of several stays, whichever folder comes first.
+
+        One that is done before one that failed, then the one with more fields, for older ones
+        lack some, then the one that was finished first.
+        """
+        one = self.record
+        return one["status"] != "done", -len(json.loads(self.text)), one["finished"], self.text
+
+    @property
+    def key(self) -> str:
+        """Of the record."""
+        return self.record["key"]
+
+
+def merge(folders: Sequence[Path], into: Path) -> Merged:
+    """Fold results folders together.
+
+    Every file is written aside and renamed, so that a run that is killed leaves a whole folder
+    and the same call goes on. No name of a file is taken from inside a record.
+
+    Args:
+        folders: each holds `cells/`.
+        into: may be new, one of the others, or have records, which then take part.
+
+    Raises:
+        ConflictError: if records of one key are done and have different results.
+        UsageError: if a folder is not there, cannot be written, or holds newer records.
+    """
+    for folder in folders:
+        if not (folder / "cells").is_dir():
+            raise UsageError(f"{folder} holds no records (no folder {folder / 'cells'})")
+    inputs = list({folder.resolve(): folder for folder in (into, *folders)}.values())
+    damaged: list[str] = []
+    found: dict[str, list[Source]] = defaultdict(list)
+    for folder in inputs:
+        for source in _sources(folder, damaged):
+            found[source.key].append(source)
+    _check_names(found)
+    if conflicts := [line for sources in found.values() for line in _conflicts(sources)]:
+        raise ConflictError(conflicts)
+    chosen = {key: min(sources, key=lambda s: s.preference) for key, sources in found.items()}
+    check_writable(into, "results", "--into")
+    notes = [
+        f"{folder / FILE} is not merged: claims belong to the records that they were made before"
+        for folder in inputs[1:]
+        if (folder / FILE).exists()
+    ]
+    # First the samples: a record that stands is then complete.
+    samples = _merge_samples(inputs, into, [source.record for source in chosen.values()], notes)
+    added = replaced = 0
+    for key, source in sorted(chosen.items()):
+        known = record.find(into, key)
+        if known is not None and known.read_bytes() == source.text:
+            continue
+        slug = slugify(source.file.stem.removesuffix(f"-{key[:12]}"))
+        text = source.text
+        write_with(
+            known or record.path_of(into, key, slug), lambda file, text=text: file.write(text)
+        )
+        if known is None:
+            added += 1
+        else:
+            replaced += 1
+    kept = len(chosen) - added - replaced
+    return Merged(added, replaced, kept, samples, notes, damaged)
+
+
+def _sources(folder: Path, damaged: list[str]) -> Iterator[Source]:
+    """The records of a folder, as far as they are what their keys say."""
+    for one, file in read_files(folder, damaged):
+        crafted = one["identity"].get("crafted")
+        if one["status"] not in ("done", "failed"):
+            damaged.append(f"left out: record {file} is neither done nor failed")
+        elif key_of(one["identity"]) != one["key"]:
+            damaged.append(f"left out: the key of record {file} is not that of its identity")
+        elif one["crafted_key"] is not None and key_of(crafted) != one["crafted_key"]:
+            damaged.append(f"left out: the crafted key of record {file} is not of its identity")
+        else:
+            yield Source(one, file.read_bytes(), file)
+
+
+def _check_names(found: Mapping[str, Sequence[Source]]) -> None:
+    """Raise UsageError if the files of two cells would have one name."""
+    names: dict[str, str] = {}
+    for key in found:
+        other = names.setdefault(key[:12], key)
+        if other != key:
+            files = " and ".join(str(found[one][0].file) for one in (other, key))
+            raise UsageError(f"the keys of {files} begin alike; nothing is written")
+
+
+def _conflicts(sources: Sequence[Source]) -> Iterator[str]:
+    """The first contradiction between records of one key."""
+    done = [source for source in sources if source.record["status"] == "done"]
+    for one, other in combinations(done, 2):
+        if results_differ(one.record, other.record):
+            differing = fields(one.record, other.record)
+            yield f"{told(one.record)}: {differing} in {one.folder} and {other.folder}"
+            return
+
+
+def _merge_samples(
+    folders: Sequence[Path], into: Path, records: Iterable[Record], notes: list[str]
+) -> int:
+    """Copy the samples of the records' crafted sets; the number of files that are new."""
+    import numpy as np
+
+    from bench.samples import Sample, read_sample, sample_file
+
+    def sample(file: Path) -> Sample | None:
+        try:
+            return read_sample(file)
+        except (OSError, ValueError, KeyError, SyntaxError):
+            return None  # a damaged picture; the next folder may have it whole
+
+    added = 0
+    for key in sorted({one["crafted_key"] for one in records} - {None}):
+        files = [file for folder in folders if (file := sample_file(folder, "", key)).exists()]
+        whole = [(file, found) for file in files if (found := sample(file)) is not None]
+        if not whole:
+            notes += [f"left out: sample {file} cannot be read" for file in files]
+            continue
+        first, images = whole[0]
+        for other, others in whole[1:]:
+            if not all(map(np.array_equal, images, others)):
+                notes.append(f"sample {first} is kept, {other} shows other images")
+        slug = slugify(first.stem.removesuffix(f"-{key[:12]}"))
+        target = sample_file(into, slug, key)
+        if target.resolve() == first.resolve():
+            continue
+        content = first.read_bytes()
+        write_with(target, lambda file, content=content: file.write(content))
+        added += 1
+    return added

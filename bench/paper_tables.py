@@ -1,0 +1,690 @@
+"""A published table with our figures in it: interval, difference and verdict of every cell.
+
+Verdicts are given at the papers' scale alone. There, with the 95 % interval of our mean over victim
+seeds, and the band of published +- tolerance:
+
+    agrees                      the interval lies inside the band
+    differs                     it lies outside
+    differs, named beforehand   so it does, and the targets file gave a reason before any run
+    undecided                   it lies across an edge, or one victim has no interval
+
+Below that scale only orders are judged: a claim holds where every interval that must lie lower
+ends below the beginning of every other, does not hold where two lie the other way round, and is
+undecided otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any, cast
+
+from bench.claims import CONFIDENCE, WORDS, half_width
+from bench.component import Component
+from bench.data import ImageDataset
+from bench.errors import NOT_RUN
+from bench.flags import Flag, flags, marks, notes
+from bench.grid import Expansion, Grid, takes_epsilon
+from bench.method import Method
+from bench.record import CONTROL
+from bench.registry import METHODS
+from bench.summary import PAPER_WIDTH, Group, Record, Spread, width_text
+from bench.tables import MISSING, SMALL_SCALE, Table, frame, last_line, machine, not_run, verdict
+from bench.targets import Claim, PaperTable, Place, Target
+
+SECONDS = "crafting_seconds"
+AGREES, DIFFERS, NAMED, UNDECIDED = "agrees", "differs", "differs, named", "undecided"
+NO_RECORD = "no record"
+Reasons = Mapping[Place, str]
+"""Why places could not be run, as it turned out."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a place stands for, by what its records say of it."""
+
+    expansion: Expansion
+    method: Method
+    defense: Component
+    arch: Component
+
+    def fits(self, record: Record, place: Place) -> bool:
+        """Whether a record is of this place; recipe, precision and seed are looked at elsewhere."""
+        return (
+            record["method"] == self.method.name
+            and record["dataset"] == self.expansion.source.title
+            and record["defense"] == self.defense.name
+            and record["defense_settings"] == self._defense_settings
+            and self._is_arch(record)
+            and (record["method"] == CONTROL or self._is_crafted(record, place))
+        )
+
+    def _is_crafted(self, record: Record, place: Place) -> bool:
+        """With the same settings, seed and share, on all classes or those that are usual there."""
+        usual = self.expansion.source.protected_classes
+        return (
+            record["poison_ratio"] == place.share
+            and record["craft_seed"] == self.expansion.grid.craft_seed
+            and bool(record.get("protected_classes")) == bool(usual)
+            and record["method_settings"] == self._fitted(record).settings()
+        )
+
+    @cached_property
+    def _defense_settings(self) -> dict[str, Any]:
+        return self.defense.settings()
+
+    def _is_arch(self, record: Record) -> bool:
+        said = record["identity"].get("arch")
+        if said is None:
+            return record["arch_label"] == self.arch_label
+        return (said["name"], said["settings"]) == (self.arch.name, self.arch.settings())
+
+    @cached_property
+    def arch_label(self) -> str:
+        """What tables call the architecture."""
+        return self.expansion.archs[0][0]
+
+    def _fitted(self, record: Record) -> Method:
+        """The method with what it takes from the data, as far as a record tells."""
+        small = self.expansion.source.title.startswith(("cifar", "svhn", "synthetic"))
+        side = 32 if small else 224
+        known = SimpleNamespace(classes=record["classes"], image_size=(side, side))
+        data = cast(ImageDataset, known)
+        return self.method.fitted(data, record.get("protected_classes", []))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How tables are asked for: the recipe, and what else all grids share.
+
+    Attributes:
+        base: a grid with recipe, precision, crafting seed and device; the rest is the tables'.
+    """
+
+    base: Grid
+
+    @cached_property
+    def expansion(self) -> Expansion:
+        """Of the base, for its recipe."""
+        return Expansion(_grid(self.base, Place(method=CONTROL)))
+
+    @property
+    def is_paper(self) -> bool:
+        """Whether numbers may be compared: recipe `paper`, all images, full width."""
+        recipe = self.expansion.recipe
+        plain = type(recipe)(curve_images=recipe.curve_images)
+        return recipe.name == "paper" and recipe == plain and recipe.width >= PAPER_WIDTH
+
+    @cached_property
+    def _known(self) -> dict[Place, Wanted]:
+        return {}
+
+    def wanted(self, place: Place) -> Wanted:
+        """What a place stands for.
+
+        Raises:
+            UsageError: if a name in it is not known.
+        """
+        if place not in self._known:
+            made = Expansion(_grid(self.base, place))
+            method = made.methods[-1][1]
+            self._known[place] = Wanted(made, method, made.defenses[0][1], made.archs[0][1])
+        return self._known[place]
+
+
+def _grid(base: Grid, place: Place) -> Grid:
+    """A grid of one place."""
+    return replace(
+        base,
+        dataset=place.dataset,
+        methods=place.method,
+        defenses=place.defense,
+        archs=place.arch,
+        epsilon=None if place.epsilon is None else (place.epsilon,),
+        poison_ratio=(place.share,),
+    )
+
+
+def normal(place: Place) -> Place:
+    """The same place, without what its method does not take: the control has no radius."""
+    names = [part.partition(":")[0].strip() for part in place.method.split("+")]
+    bounded = any(name in METHODS.entries and takes_epsilon(METHODS.get(name)) for name in names)
+    epsilon = place.epsilon if bounded else None
+    share = 1.0 if place.method == CONTROL else place.share
+    return replace(place, epsilon=epsilon, share=share)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of one cell.
+
+    Attributes:
+        target: the published side.
+        group: our victims.
+        values: of them, in percent or in seconds.
+        flags: doubts about them.
+        reason: why there are none; empty if there are.
+        comparable: whether a verdict may be given.
+    """
+
+    target: Target
+    group: Group = field(default_factory=Group)
+    values: tuple[float, ...] = ()
+    flags: tuple[Flag, ...] = ()
+    reason: str = ""
+    comparable: bool = False
+
+    @cached_property
+    def spread(self) -> Spread:
+        """Mean, sample standard deviation and number of the values."""
+        return Spread.of(self.values)
+
+    @property
+    def half(self) -> float:
+        """Of the interval of the mean; NaN for fewer than two values."""
+        return half_width(self.spread)
+
+    @property
+    def absence(self) -> str:
+        """Why there is no figure, in two words."""
+        return verdict(self.group) if self.group.failed else "not run"
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus published, None where that is nothing to compare."""
+        if not self.comparable or not self.values or self.target.published is None:
+            return None
+        return self.spread.mean - self.target.published
+
+    @property
+    def verdict(self) -> str:
+        """In a word or two; empty where nothing was published."""
+        target = self.target
+        if target.published is None or target.measure == SECONDS:
+            return ""
+        if not self.values:
+            return self.absence
+        if not self.comparable:
+            return MISSING
+        return judged(self.spread, target.published, target.tolerance, bool(target.named))
+
+
+def judged(ours: Spread, published: float, tolerance: float, named: bool) -> str:
+    """The verdict on a number, all in percentage points."""
+    half = half_width(ours)
+    if math.isnan(half):
+        return UNDECIDED
+    dust = 1e-9  # a sum of decimals must not fall off the edge by its last bit
+    low, high = ours.mean - half, ours.mean + half
+    if low >= published - tolerance - dust and high <= published + tolerance + dust:
+        return AGREES
+    if high < published - tolerance - dust or low > published + tolerance + dust:
+        return NAMED if named else DIFFERS
+    return UNDECIDED
+
+
+Cells = dict[tuple[int, int], Found]
+
+
+def look_up(
+    table: PaperTable, records: Iterable[Record], scale: Scale, reasons: Reasons | None = None
+) -> Cells:
+    """What records say of every cell of a table.
+
+    Args:
+        table: the published one.
+        records: of a results folder; those of other seeds than were asked for count, too.
+        scale: recipe and precision of the records that are looked for.
+        reasons: why places could not be run.
+    """
+    recipe = (scale.expansion.recipe.name, scale.expansion.recipe.settings())
+    kept = [
+        one
+        for one in records
+        if (one["recipe"], one["recipe_settings"]) == recipe and one["holdout"] == 0
+    ]
+    groups: dict[Place, Group] = {}
+
+    def group_of(place: Place) -> Group:
+        if place not in groups:
+            wanted = scale.wanted(place)
+            groups[place] = _group([one for one in kept if wanted.fits(one, place)], precision)
+        return groups[place]
+
+    precision = _precision(kept, scale)
+    found: Cells = {}
+    for row, column, target in table.cells():
+        if target.missing:
+            found[row, column] = Found(target, reason=target.missing)
+            continue
+        place = normal(target.place)
+        group = group_of(place)
+        values = tuple(v for one in group.done if (v := _measured(one, target.measure)) is not None)
+        reason = "" if values else _why(group, (reasons or {}).get(place), scale)
+        doubts: list[Flag] = []
+        if values and target.measure != SECONDS:
+            control = Place(place.dataset, CONTROL, None, place.defense, place.arch)
+            doubts = flags(group, group_of(control), precision)
+        found[row, column] = Found(target, group, values, tuple(doubts), reason, scale.is_paper)
+    return found
+
+
+def _group(records: list[Record], precision: str) -> Group:
+    """The latest record of every seed; of several precisions the table's, so far as there is."""
+    same = [one for one in records if one["precision"] == precision]
+    latest: dict[int, Record] = {}
+    for one in sorted(same or records, key=lambda r: (r["finished"], r["key"])):
+        latest[one["seed"]] = one
+    chosen = [latest[seed] for seed in sorted(latest)]
+    if not same and chosen:
+        first = Counter(one["precision"] for one in chosen).most_common(1)[0][0]
+        chosen = [one for one in chosen if one["precision"] == first]
+    return Group(
+        tuple(one for one in chosen if one["status"] == "done"),
+        tuple(one for one in chosen if one["status"] != "done"),
+    )
+
+
+def _precision(records: Sequence[Record], scale: Scale) -> str:
+    """The one that was asked for, else that of most records."""
+    if scale.base.precision != "auto" or not records:
+        return scale.expansion.precision
+    return Counter(one["precision"] for one in records).most_common(1)[0][0]
+
+
+def _measured(record: Record, measure: str) -> float | None:
+    if measure == SECONDS:
+        value = record[SECONDS]
+        return None if record["method"] == CONTROL else value
+    value = (record.get("shortcut") or {}).get(measure, record.get(measure))
+    return None if value is None else 100 * value
+
+
+def _why(group: Group, refused: str | None, scale: Scale) -> str:
+    """Why there is no figure."""
+    if group.failed:
+        told = last_line(group.failed[0]["error"])
+        return told.removeprefix(NOT_RUN) if not_run(group.failed[0]) else f"failed: {told}"
+    if refused:
+        return refused
+    if scale.is_paper and scale.expansion.device.type == "cpu":
+        return f"{NO_RECORD}; recipe paper is for a GPU, of which there is none here"
+    return NO_RECORD
+
+
+# The table.
+
+
+def paper_table(table: PaperTable, cells: Cells, scale: Scale) -> Table:
+    """A published table in its own layout, several lines for each of its rows."""
+    heads = [*table.lead, "", *table.columns, *(["mean"] if table.means else [])]
+    lines: list[list[str]] = []
+    for row, names in enumerate(table.rows):
+        line = [cells.get((row, column)) for column in range(len(table.columns))]
+        blank = [""] * len(names)
+        for kind, texts in _lines(table, row, line):
+            lines.append([*(names if blank != list(names) else blank), kind, *texts])
+            names = tuple(blank)
+    used = [flag for one in cells.values() for flag in one.flags]
+    return Table(
+        name=f"paper-{table.paper}-{table.name}",
+        caption=tuple(_caption(table, cells, scale)),
+        cells=frame(heads, lines),
+        lead=len(table.lead) + 1,
+        step=1,
+        notes=(*notes(used), *_told(table, cells)),
+        numbers=machine(_numbers(table, cells, scale), ["n", "published_n"]),
+    )
+
+
+Line = Sequence[Found | None]
+
+
+def _lines(table: PaperTable, row: int, line: Line) -> Iterator[tuple[str, list[str]]]:
+    """Kind and texts of the lines that a row of the paper becomes."""
+    times = any(one is not None and one.target.measure == SECONDS for one in line)
+    shown = _time if times else _points
+    published = [None if one is None else one.target.published for one in line]
+    known = [value for value in published if value is not None]
+    if known:
+        yield "published", [*map(shown, published), *_published_mean(table, row, published)]
+    judged_line = bool(known) and not times
+    yield "ours", [*(_ours(one, times, judged_line) for one in line), *_our_mean(table, line)]
+    if any(one is not None and one.values for one in line):
+        own = [_each(one, lambda f: f"{_sd(f, times)} ({f.spread.n})") for one in line]
+        yield "sd (n)", [*own, *_nothing(table)]
+    if not judged_line:
+        return
+    if any(one is not None and one.difference is not None for one in line):
+        gaps = [_each(one, lambda f: _signed(f.difference)) for one in line]
+        yield "difference", [*gaps, *_nothing(table)]
+    words = ["" if one is None else one.verdict for one in line]
+    yield "verdict", [*words, *_nothing(table)]
+
+
+def _nothing(table: PaperTable) -> list[str]:
+    return [""] if table.means else []
+
+
+def _each(one: Found | None, text: Callable[[Found], str]) -> str:
+    return "" if one is None or not one.values else text(one)
+
+
+def _ours(one: Found | None, times: bool, judged_line: bool) -> str:
+    """Mean and half of the interval; where there is none, the line of verdicts says so."""
+    if one is None:
+        return ""
+    if not one.values:
+        return MISSING if judged_line else one.absence
+    half = one.half
+    text = _time(one.spread.mean) if times else f"{one.spread.mean:.1f}"
+    if not math.isnan(half) and one.target.measure != SECONDS:
+        text += f" ± {half:.1f}"
+    return text + marks(one.flags)
+
+
+def _published_mean(table: PaperTable, row: int, values: list[float | None]) -> list[str]:
+    if not table.means:
+        return []
+    known = [value for value in values if value is not None]
+    printed = table.means[row]
+    if printed is None and len(known) == len(values):
+        printed = sum(known) / len(known)
+    return [_points(printed)]
+
+
+def _our_mean(table: PaperTable, line: Line) -> list[str]:
+    """Of the columns, if there is a figure in each."""
+    if not table.means:
+        return []
+    whole = [one.spread.mean for one in line if one is not None and one.values]
+    return [f"{sum(whole) / len(whole):.1f}" if len(whole) == len(line) else MISSING]
+
+
+def _points(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
+
+
+def _sd(one: Found, times: bool) -> str:
+    sd = one.spread.sd
+    return MISSING if math.isnan(sd) else (_time(sd) if times else f"{sd:.1f}")
+
+
+def _time(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f} s" if value < 360 else f"{value / 3600:.2f} h"
+
+
+# What stands above and below it.
+
+
+def _caption(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
+    yield f"{table.title}. Published: {table.source}."
+    seconds = all(target.measure == SECONDS for *_, target in table.cells())
+    interval = f"± half of the {100 * CONFIDENCE:.0f} % interval (Student's t)"
+    if seconds:
+        yield "Ours: seconds of crafting, sample standard deviation (sd) and number of records (n)."
+    else:
+        yield (
+            f"Ours: clean test accuracy after the last epoch in percent, mean over victim seeds "
+            f"{interval}, with sample standard deviation (sd) and number of victims (n); what is "
+            f"crafted has seed {scale.base.craft_seed} in all of them."
+        )
+    yield _scale(cells, scale)
+    if seconds:
+        return
+    if not scale.is_paper:
+        yield (
+            f"No verdicts on numbers ({MISSING}): they need recipe paper, all images and full "
+            f"width. {SMALL_SCALE}"
+        )
+        return
+    bands = Counter(t.tolerance for *_, t in table.cells() if t.published is not None)
+    usual = " or ".join(f"{band:g}" for band in sorted(bands))
+    yield (
+        f"Verdicts: with the band of published ± {usual} points, fixed beforehand (smaller below "
+        "20 %), an interval inside agrees, one outside differs (named: for a reason given "
+        "beforehand), one across an edge is undecided, and so is a single victim."
+    )
+
+
+def _scale(cells: Cells, scale: Scale) -> str:
+    recipe = scale.expansion.recipe
+    images = "all" if recipe.train_images is None else str(recipe.train_images)
+    done = [one for found in cells.values() for one in found.group.done]
+    precisions = sorted({one["precision"] for one in done}) or [scale.expansion.precision]
+    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
+    return (
+        f"Recipe {scale.expansion.recipe_label}: {epochs} on {images} training images, width "
+        f"{width_text(recipe.width)}, {' or '.join(precisions)}."
+    )
+
+
+def _told(table: PaperTable, cells: Cells) -> Iterator[str]:
+    """What the targets file says of cells, and why some were not run, with where that holds."""
+    yield _sentence(table.trained)
+    yield from map(_sentence, table.quirks)
+    kinds: list[tuple[str, Callable[[Found], Iterable[str]]]] = [
+        ("Quoted", lambda one: [one.target.quoted] if one.target.quoted else []),
+        ("", lambda one: one.target.quirks),
+        ("Named beforehand", lambda one: one.target.named),
+        ("Not run", lambda one: [one.reason] if one.reason else []),
+    ]
+    for kind, of in kinds:
+        places: dict[str, set[tuple[int, int]]] = defaultdict(set)
+        for place, one in cells.items():
+            for text in of(one):
+                places[text].add(place)
+        for text, where in places.items():
+            start = f"{kind}: " if kind else ""
+            yield f"{start}{_where(table, where, cells)}: {text.removesuffix('.')}."
+
+
+def _sentence(text: str) -> str:
+    """With a capital and one full stop."""
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+
+
+def _where(table: PaperTable, places: set[tuple[int, int]], cells: Cells) -> str:
+    """A set of cells in words: whole rows and columns by their names."""
+    if places == set(cells) and len(places) > 1:
+        return "all"
+    rows = {row for row, _ in places}
+    columns = {column for _, column in places}
+    names = table.row_names
+    if places == {place for place in cells if place[0] in rows}:
+        return ", ".join(names[row] for row in sorted(rows))
+    if places == {place for place in cells if place[1] in columns}:
+        return ", ".join(table.columns[column] for column in sorted(columns))
+    by_row: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for row in sorted(rows):
+        by_row[tuple(sorted(c for r, c in places if r == row))].append(row)
+    return "; ".join(
+        f"{', '.join(names[row] for row in same)} on "
+        f"{', '.join(table.columns[column] for column in which)}"
+        if len(which) < sum(r == same[0] for r, _ in cells)
+        else ", ".join(names[row] for row in same)
+        for which, same in by_row.items()
+    )
+
+
+def _numbers(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[dict[str, Any]]:
+    names = table.row_names
+    for (row, column), one in cells.items():
+        target, place, ours = one.target, normal(one.target.place), one.spread
+        yield {
+            "table": table.label,
+            "row": names[row],
+            "column": table.columns[column],
+            **vars(place),
+            "measure": target.measure,
+            "published": target.published,
+            "published_n": target.n,
+            "quoted": target.quoted,
+            "tolerance": target.tolerance if target.published is not None else None,
+            "recipe": scale.expansion.recipe_label,
+            "precision": " ".join(sorted({r["precision"] for r in one.group.done})),
+            "seeds": " ".join(str(r["seed"]) for r in one.group.done),
+            "n": ours.n,
+            "mean": _rounded(ours.mean),
+            "sd": _rounded(ours.sd),
+            "ci95_low": _rounded(ours.mean - one.half),
+            "ci95_high": _rounded(ours.mean + one.half),
+            "difference": _rounded(one.difference),
+            "verdict": "" if one.verdict == MISSING else one.verdict,
+            "named": "; ".join(target.named),
+            "flags": " ".join(flag.name for flag in one.flags),
+            "reason": one.reason,
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(value, 4)
+
+
+# Claims.
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of a claim in one column, or row.
+
+    Attributes:
+        claim: what was claimed.
+        where: name of the column or row.
+        floor: lowest lower end among those above, times the factor; or the claimed bound.
+        lowest: which has it.
+        ceiling: highest upper end among those below.
+        highest: which has it.
+        holds: None if that is undecided.
+        absent: which have no record.
+    """
+
+    claim: Claim
+    where: str
+    floor: float
+    lowest: str
+    ceiling: float
+    highest: str
+    holds: bool | None
+    absent: tuple[str, ...]
+
+
+def judgements(table: PaperTable, cells: Cells, scale: Scale) -> list[Judgement]:
+    """Every claim wherever it is judged and something is there to judge."""
+    found = []
+    for claim in table.claims:
+        if not claim.is_order and not scale.is_paper:
+            continue
+        names, others = table.row_names, list(table.columns)
+        names, others = (names, others) if claim.rows else (others, names)
+        for where in claim.only or others:
+            place = others.index(where)
+            side = {
+                name: cells.get((index, place) if claim.rows else (place, index))
+                for index, name in enumerate(names)
+            }
+            made = _judge(claim, where, side)
+            if made is not None:
+                found.append(made)
+    return found
+
+
+def _judge(claim: Claim, where: str, side: Mapping[str, Found | None]) -> Judgement | None:
+    ends: dict[str, tuple[float, float]] = {}
+    absent = []
+    for name in (*claim.above, *claim.below):
+        one = side[name]
+        if one is None or not one.values:
+            absent.append(name)
+            continue
+        factor = claim.factor if name in claim.above else 1.0
+        ends[name] = (
+            factor * (one.spread.mean - one.half),
+            factor * (one.spread.mean + one.half),
+        )
+    above = {name: ends[name] for name in claim.above if name in ends}
+    below = {name: ends[name] for name in claim.below if name in ends}
+    if claim.under is not None:
+        above["the bound"] = (claim.under, claim.under)
+    if not above or not below:
+        return None
+    # A single victim has no interval: its NaN comes first, and decides nothing.
+    lowest = min(above, key=lambda name: _first(above[name][0], -math.inf))
+    highest = max(below, key=lambda name: _first(below[name][1], math.inf))
+    floor, ceiling = above[lowest][0], below[highest][1]
+    reversed_pair = any(b[0] > a[1] for a in above.values() for b in below.values())
+    holds = None
+    if reversed_pair:
+        holds = False
+    elif ceiling < floor and not absent:
+        holds = True
+    return Judgement(claim, where, floor, lowest, ceiling, highest, holds, tuple(absent))
+
+
+def _first(value: float, instead: float) -> float:
+    return instead if math.isnan(value) else value
+
+
+def paper_claims_table(table: PaperTable, found: Sequence[Judgement], scale: Scale) -> Table:
+    """What came of a table's claims."""
+    lines, last = [], ""
+    for one in found:
+        said = "" if one.claim.says == last else one.claim.says
+        last = one.claim.says
+        part = f" x {one.claim.factor:g}" if one.claim.factor != 1 else ""
+        lines.append(
+            [
+                said,
+                one.where,
+                f"{_end(one.floor)} ({one.lowest}{part})",
+                f"{_end(one.ceiling)} ({one.highest})",
+                WORDS[one.holds],
+            ]
+        )
+    absent = sorted({name for one in found for name in one.absent})
+    told = [f"Not run, so that nothing holds of them yet: {', '.join(absent)}."] if absent else []
+    caption = (
+        f"{table.title}: what its order says. Lowest lower end of a {100 * CONFIDENCE:.0f} % "
+        "interval over victim seeds in the group that must lie above, and highest upper end in the "
+        "other, in percent; a claim holds where all intervals lie apart, does not where two lie "
+        "the other way round, and is undecided otherwise."
+    )
+    small = () if scale.is_paper else (SMALL_SCALE,)
+    return Table(
+        name=f"paper-{table.paper}-{table.name}-claims",
+        caption=(caption, _scale({}, scale), *small),
+        cells=frame(["claim", "where", "above", "below", "verdict"], lines),
+        lead=2,
+        step=3,
+        notes=tuple(told),
+        numbers=machine(
+            {
+                "table": table.label,
+                "claim": one.claim.says,
+                "where": one.where,
+                "above": one.lowest,
+                "above_low": _rounded(one.floor),
+                "below": one.highest,
+                "below_high": _rounded(one.ceiling),
+                "verdict": WORDS[one.holds],
+                "absent": " ".join(one.absent),
+            }
+            for one in found
+        ),
+    )
+
+
+def _end(value: float) -> str:
+    return MISSING if math.isnan(value) else f"{value:.1f}"
