@@ -17,8 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.component import build, canonical, parse_one
 from bench.errors import UsageError
 from bench.folding import fold_batch_norms
+from bench.grid import Expansion, Grid
 from bench.network import Arch, Network, freeze
 from bench.registry import ARCHS
+from bench.testing import DATASET, RECIPE
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 SMALL_IMAGES = (32, 32)
@@ -391,3 +393,10 @@ class TestZoos:
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 assert not {name.partition(".")[0] for name in names} & {"timm", "torchvision"}
+
+
+def test_networks_of_one_library_have_labels_of_their_own() -> None:
+    pytest.importorskip("timm")
+    typed = "timm:test_resnet,timm:test_vit,timm:test_resnet"
+    archs = Expansion(Grid(archs=typed, dataset=DATASET, recipe=RECIPE)).archs
+    assert [label for label, _ in archs] == ["timm:test_resnet", "timm:test_vit"]

@@ -39,6 +39,11 @@ class ZooArch(Arch):
             guess = f"; the nearest are: {', '.join(near)}" if near else ""
             raise ValueError(f"no model '{self.model}' among its {len(names)}{guess}")
 
+    @property
+    def title(self) -> str:
+        """The library and the network, by which tables tell two of one library apart."""
+        return f"{self.name}:{self.model}"
+
     def names(self) -> list[str]:
         """Every model that the library has."""
         raise NotImplementedError
