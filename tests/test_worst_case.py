@@ -15,7 +15,7 @@ import pytest
 
 import run_bench
 from bench import record as records_of
-from bench.component import parse
+from bench.component import parse, parse_one
 from bench.defense_tables import (
     AT_MOST_NOTE,
     LEFT_OUT,
@@ -35,6 +35,7 @@ from bench.heatmap import heatmaps
 from bench.plots import save_figure
 from bench.registry import DEFENSES
 from bench.report import write_report
+from bench.stack import build_defense
 from bench.summary import Summary, summarise
 from bench.tables import LOW_NOTE, MISSING, SMALL_SCALE, Table, main_table
 from bench.worst_case import AUTO, AUTO_FAST, SETS, expand, title_of, worst_case
@@ -708,3 +709,13 @@ def test_a_report_has_tables_picture_and_text(tmp_path: Path) -> None:
     assert "percent by defense on rn18" in report.text
     assert "a trainer who chooses among 3 defenses" in " ".join(report.text.split())
     assert all(f.exists() for f in report.files)
+
+
+def test_the_fast_set_costs_at_most_six_trainings() -> None:
+    costs = [build_defense(parse_one(name, DEFENSES)).cost() for name in AUTO_FAST]
+    assert sum(costs) <= 6
+
+
+def test_members_of_the_sets_know_nothing_and_exist() -> None:
+    for name in {*AUTO, *AUTO_FAST}:
+        assert build_defense(parse_one(name, DEFENSES)).side_information == "none"
