@@ -241,8 +241,9 @@ class TestHooks:
         rows = [training.run_epoch() for _ in range(3)]
         assert len(counts) == 9
         shares = [sum(counts[epoch : epoch + 3]) / len(train) for epoch in (0, 3, 6)]
-        assert [row["train_acc"] for row in rows] == shares
-        assert len(set(shares)) > 1
+        # Image by image, sums come in another order than in a batch: a near tie may fall either way.
+        assert [row["train_acc"] for row in rows] == pytest.approx(shares, abs=1.01 / len(train))
+        assert max(shares) - min(shares) > 2 / len(train)
 
 
 class Wasteful(Arch):
