@@ -241,7 +241,7 @@ class TestHooks:
         rows = [training.run_epoch() for _ in range(3)]
         assert len(counts) == 9
         shares = [sum(counts[epoch : epoch + 3]) / len(train) for epoch in (0, 3, 6)]
-        # Image by image, sums come in another order than in a batch: a near tie may fall either way.
+        # Image by image sums come in another order than in a batch: near ties may fall either way.
         assert [row["train_acc"] for row in rows] == pytest.approx(shares, abs=1.01 / len(train))
         assert max(shares) - min(shares) > 2 / len(train)
 
