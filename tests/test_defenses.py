@@ -22,11 +22,18 @@ from bench.seeding import stream
 from bench.testing import small_arch, small_splits, victim
 from defenses import gaussian_blur
 from defenses.adversarial_training import AdversarialTraining, L2AdversarialTraining
+from defenses.bit_depth import BitDepth
+from defenses.coin import Coin
 from defenses.cutout import Cutout
 from defenses.dpsgd_batch import BatchGradientShaping
+from defenses.filters import BilateralFilter, MedianFilter
 from defenses.gaussian_blur import GaussianBlur
 from defenses.mixup import Mixup
 from defenses.none import NoDefense
+from defenses.orthogonal_projection import OrthogonalProjection
+from defenses.orthogonal_regularization import OrthogonalRegularization
+from defenses.random_noise import RandomNoise
+from defenses.randomized_smoothing import RandomizedSmoothing
 
 CLASSES = 4
 ROUND_OFF = 1e-6
@@ -62,6 +69,14 @@ def one_hot(labels: Tensor) -> Tensor:
         Cutout(size=0),
         GaussianBlur(sigma=1e-3),
         GaussianBlur(kernel=1),
+        RandomNoise(std=0.0),
+        BitDepth(bits=8),
+        MedianFilter(kernel=1),
+        BilateralFilter(diameter=1),
+        OrthogonalProjection(epochs=0),
+        OrthogonalRegularization(beta=0.0),
+        RandomizedSmoothing(sigma=0.0, votes=1),
+        Coin(alpha=0.0),
     ],
     ids=repr,
 )
@@ -71,6 +86,7 @@ def test_without_strength_it_is_plain_training_exactly(defense: Defense) -> None
     assert ours.run_epoch() == plain.run_epoch()
     expected = plain.network.state_dict()
     assert all(value.equal(expected[key]) for key, value in ours.network.state_dict().items())
+    assert ours.confusion(small_splits().test).equal(plain.confusion(small_splits().test))
 
 
 @pytest.mark.parametrize(

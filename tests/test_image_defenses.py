@@ -20,7 +20,7 @@ from bench.network import Network
 from bench.registry import DEFENSES
 from bench.seeding import on_device, stream
 from bench.stack import build_defense
-from bench.testing import small_arch, small_splits, victim
+from bench.testing import small_arch, small_splits
 from defenses.bit_depth import BitDepth
 from defenses.coin import Coin, resampled
 from defenses.cutmix import CutMix
@@ -67,29 +67,6 @@ def prepared(defense: Defense, images: Tensor) -> Tensor:
 def small_network() -> Network:
     train = small_splits().train
     return small_arch().network(CLASSES, (8, 8), train.mean, train.std, stream(0, "network"))
-
-
-@pytest.mark.parametrize(
-    "defense",
-    [
-        RandomNoise(std=0.0),
-        BitDepth(bits=8),
-        MedianFilter(kernel=1),
-        BilateralFilter(diameter=1),
-        OrthogonalProjection(epochs=0),
-        OrthogonalRegularization(beta=0.0),
-        RandomizedSmoothing(sigma=0.0, votes=1),
-        Coin(alpha=0.0),
-    ],
-    ids=repr,
-)
-def test_without_strength_it_is_plain_training_exactly(defense: Defense) -> None:
-    plain = victim(NoDefense(), small_splits().train)
-    ours = victim(defense, small_splits().train)
-    assert ours.run_epoch() == plain.run_epoch()
-    expected = plain.network.state_dict()
-    assert all(value.equal(expected[key]) for key, value in ours.network.state_dict().items())
-    assert ours.confusion(small_splits().test).equal(plain.confusion(small_splits().test))
 
 
 @pytest.mark.parametrize(
