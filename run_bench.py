@@ -23,7 +23,7 @@ from bench.compare_cli import COMMANDS, answer
 from bench.component import number
 from bench.errors import UsageError
 from bench.registry import DEFENSES, REGISTRIES, load_plugin
-from bench.targets import titles
+from bench.targets import recipes, titles
 from bench.worst_case import SETS
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"training-time defenses, or a set of them: {' or '.join(SETS)} (none)",
     )
     add("--dataset", metavar="NAME", help="cifar10, cifar100, folder:PATH, ... (cifar10)")
-    add("--recipe", metavar="NAME", help="quick, standard or paper (quick)")
+    add("--recipe", metavar="NAME", help="quick, standard, paper, or another paper's (quick)")
     add("--epsilon", metavar="LIST", help="radii for l∞ methods: 2/255,8/255 (their own: 8/255)")
     add("--seeds", metavar="LIST", help="victim seeds, such as 0,1,2 or 0-2 (0)")
     add("--craft-seed", metavar="N", help="seed of everything the protector draws (0)")
@@ -157,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help="also train on the unprotected images alone",
     )
-    add("--paper", metavar="LIST", help="published tables, such as sep:table4 or cuda:all")
+    add("--paper", metavar="LIST", help="published tables and figures: sep:table4,fig3, cuda:all")
     add("--holdout", metavar="N", help="released images kept from training and evaluated (0)")
     add("--config", metavar="FILE", help="TOML file that sets these options by their names")
     how = made.add_argument_group("how to run it")
@@ -279,10 +279,10 @@ def run_grid(session: Session, options: dict[str, Any], typed: dict[str, Any]) -
 
 
 def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
-    """Run what published tables need, or plan it, or neither, and print them."""
-    from bench.targets import find_tables
+    """Run what published tables and figures need, or plan it, or neither, and print them."""
+    from bench.published_figures import find_published
 
-    tables = find_tables(typed["paper"])
+    tables, figures = find_published(typed["paper"])
     for name in OF_TABLES:
         if typed[name] is not None or options[name] != DEFAULTS[name]:
             raise UsageError(
@@ -291,10 +291,11 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
     session = session_of(options, typed)
     workers = _count("--workers", options["workers"])
     threads = _count("--threads", options["threads"])
-    from bench import paper
+    from bench import paper, paper_figures
 
     if typed["plan"]:
         plans = paper.plan_paper(session, tables, workers, threads, sys.stderr)
+        plans += paper_figures.plan_figures(session, figures, workers, threads, sys.stderr)
         as_text = "\n\n".join(map(paper.text_of, plans))
         print(json.dumps(plans, ensure_ascii=False, indent=1) if typed["json"] else as_text)
         return 0
@@ -304,17 +305,22 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
 
         try:
             ended = paper.run_paper(session, tables, workers, threads, sys.stderr)
+            paper_figures.run_figures(session, figures, workers, threads, sys.stderr, ended)
         except WorkerError as error:
             print(f"error: {error}", file=sys.stderr)
             return FAILED
         print(f"{summary(ended.total)}, {core_seconds():.0f} core-seconds", file=sys.stderr)
     report = paper.report_paper(session.results, tables, session.grid, ended.reasons)
-    print(json.dumps(report.numbers, ensure_ascii=False) if typed["json"] else report.text)
-    folder = _short(session.results / "tables")
-    print(f"written: {len(report.files)} files in {folder}", file=sys.stderr)
+    drawn = paper_figures.report_figures(session.results, figures, session.grid, ended.undrawn)
+    texts = "\n\n".join(filter(None, (report.text, drawn.text)))
+    numbers = json.dumps(report.numbers | drawn.numbers, ensure_ascii=False)
+    print(numbers if typed["json"] else texts)
+    files = [*report.files, *drawn.files]
+    folders = sorted({str(_short(file.parent)) for file in files})
+    print(f"written: {len(files)} files in {' and '.join(folders)}", file=sys.stderr)
     for title, reason in ended.failed.items():
         print(f"failed: {title}: {reason}", file=sys.stderr)
-    if ended.failed or ended.reasons:
+    if ended.failed or ended.reasons or ended.undrawn:
         return FAILED
     return UNFINISHED if ended.left else 0
 
@@ -355,7 +361,7 @@ def show_list(as_json: bool) -> int:
         print(json.dumps(listed, ensure_ascii=False, indent=1))
         return 0
     for registry in REGISTRIES:
-        print(f"{registry.kind}s")
+        print(registry.plural)
         for name, entry in registry.entries.items():
             shown = f"{name}:{entry.argument.upper()}" if entry.argument else name
             print(f"  {shown:22} {entry.summary}")
@@ -363,8 +369,11 @@ def show_list(as_json: bool) -> int:
             for name, members in SETS.items():
                 print(f"  {name:22} {len(members)} of them: {','.join(members)}")
         print()
-    print("published tables")
+    print("published tables and figures")
     for paper, tables in titles().items():
+        recipe = recipes()[paper]
+        trained = f"; --recipe {recipe} trains as its victims were" if recipe else ""
+        print(f"  {f'{paper}:all':22} all of these{trained}")
         for name, title in tables.items():
             print(f"  {f'{paper}:{name}':22} {title}")
     return 0

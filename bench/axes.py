@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench.files import slugify
+from bench.flags import Number, settle
 from bench.record import CLEAN_PART, CONTROL
 from bench.summary import (
     CONTROLS,
@@ -37,10 +38,8 @@ from bench.tables import (
     deviations,
     failures,
     frame,
-    low_note,
     main_numbers,
     over_seeds,
-    partial_note,
     scale,
 )
 
@@ -425,7 +424,7 @@ def axis_table(axis: Axis) -> Table:
     """
     usual, several = axis.seeds(), len(axis.defenses) > 1
     heads, told = _matrix(axis, usual) if axis.is_matrix else _along(axis, usual)
-    lines = [[label, *cells] if several else cells for label, cells in told]
+    lines, marked = settle([label, *cells] if several else cells for label, cells in told)
     what = "of each victim (columns) by surrogate (rows)" if axis.is_matrix else f"by {axis.title}"
     caption = f"Clean test accuracy after the last epoch in percent {what}, {over_seeds(usual)}."
     return Table(
@@ -434,15 +433,18 @@ def axis_table(axis: Axis) -> Table:
         cells=frame(["defense", *heads] if several else heads, lines),
         lead=2 + several,
         step=1,
-        notes=tuple(_notes(axis, lines)),
+        notes=tuple(_notes(axis, lines, marked)),
         numbers=_numbers(axis),
     )
 
 
-def _along(axis: Axis, usual: int) -> tuple[list[str], list[tuple[str, list[str]]]]:
+_Lines = list[tuple[str, list[str | Number]]]
+
+
+def _along(axis: Axis, usual: int) -> tuple[list[str], _Lines]:
     """Headings, and of each line of the table its defense and its cells."""
     heads = ["method", "architecture", CONTROL, *map(axis.text, axis.values)]
-    lines = []
+    lines: _Lines = []
     for line in axis.lines:
         for column in line.columns:
             control = axis.control(line.defense, column)
@@ -452,10 +454,10 @@ def _along(axis: Axis, usual: int) -> tuple[list[str], list[tuple[str, list[str]
     return heads, lines
 
 
-def _matrix(axis: Axis, usual: int) -> tuple[list[str], list[tuple[str, list[str]]]]:
+def _matrix(axis: Axis, usual: int) -> tuple[list[str], _Lines]:
     """Likewise, the control above the methods that it is compared with."""
     heads = ["method", "surrogate", *map(str, axis.columns)]
-    lines = []
+    lines: _Lines = []
     for defense in axis.defenses:
         controls = [axis.control(defense, column) for column in axis.columns]
         cells = [accuracy(control, control, usual) for control in controls]
@@ -469,11 +471,10 @@ def _matrix(axis: Axis, usual: int) -> tuple[list[str], list[tuple[str, list[str
     return heads, lines
 
 
-def _notes(axis: Axis, lines: list[list[str]]) -> Iterator[str]:
+def _notes(axis: Axis, lines: list[list[str]], marked: list[str]) -> Iterator[str]:
     if any(line.method == CLEAN_PART for line in axis.lines):
         yield CLEAN_PART_NOTE
-    yield from low_note(lines)
-    yield from partial_note(lines)
+    yield from marked
     yield from failures(_named(axis))
     if any(MISSING in line for line in lines):
         yield f"{MISSING}: not run."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.axes import CLEAN_PART_NOTE, EPSILON, POISON_RATIO, Axis, Line, Value
+from bench.flags import Number, flags, settle
 from bench.plots import (
     CONTROL_STYLES,
     GREY,
@@ -318,9 +319,18 @@ def _matrices(axis: Axis, lines: Sequence[Line], columns: Sequence[Column], titl
         }
         everything = [group for table in cells.values() for row in table for group in row]
         level = _level(Spread(s.mean, 0, s.n) for s in map(_accuracy, [*controls, *everything]))
-        for line, axes in zip(lines, grid.flat, strict=False):
+        tables = [[controls, *cells[line.label]] for line in lines]
+        texts, marked = settle(
+            [
+                _text(group, control)
+                for row in table
+                for group, control in zip(row, controls, strict=True)
+            ]
+            for table in tables
+        )
+        for line, table, told, axes in zip(lines, tables, texts, grid.flat, strict=False):
             axes.set_title(brief(line.label, 2 * LONGEST_LABEL))
-            _draw_matrix(axes, [controls, *cells[line.label]], level)
+            _draw_matrix(axes, table, told, level)
             _frame_equals(axes, axis, columns)
             axes.set_xticks(range(len(columns)), list(map(str, columns)))
             axes.set_yticks(range(rows), [CONTROL, *map(axis.text, axis.values)])
@@ -333,13 +343,24 @@ def _matrices(axis: Axis, lines: Sequence[Line], columns: Sequence[Column], titl
                 axes.set_xlabel("victim")
         counts = [len(group.done) for group in everything if group.done]
         spread = " ± sample standard deviation" if max(counts) > 1 else ""
-        notes = [f"Numbers: percent, mean of n = {_number(counts)}{spread}.", COLOUR_NOTE]
+        notes = [f"Numbers: percent, mean of n = {_number(counts)}{spread}.", COLOUR_NOTE, *marked]
         heading = f"accuracy by {axis.title} and victim · {title}"
         entitle(figure, axis.summary, heading, notes)
     return figure
 
 
-def _draw_matrix(axes: Axes, table: Sequence[Sequence[Group]], level: float) -> None:
+def _text(group: Group, control: Group) -> str | Number:
+    """What stands in a field."""
+    spread = _accuracy(group)
+    if not spread.n:
+        return verdict(group)
+    deviation = f"\n± {spread.sd:.1f}" if spread.n > 1 else ""
+    return Number(f"{spread.mean:.1f}{deviation}", flags(group, control))
+
+
+def _draw_matrix(
+    axes: Axes, table: Sequence[Sequence[Group]], texts: Iterable[str], level: float
+) -> None:
     """Fields with their numbers, the control's above the others; what is missing stays white."""
     import numpy as np
 
@@ -350,13 +371,11 @@ def _draw_matrix(axes: Axes, table: Sequence[Sequence[Group]], level: float) -> 
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.axhline(0.5, color="white", linewidth=4, zorder=1)  # the control stands apart
+    text_of = iter(texts)
     for down, row in enumerate(table):
         for across, group in enumerate(row):
-            spread = _accuracy(group)
+            spread, text = _accuracy(group), next(text_of)
             dark = bool(spread.n) and spread.mean < PALE * level
-            text = verdict(group)
-            if spread.n:
-                text = f"{spread.mean:.1f}" + (f"\n± {spread.sd:.1f}" if spread.n > 1 else "")
             colour = "white" if dark else "black" if spread.n else GREY
             axes.text(across, down, text, color=colour, fontsize=7, ha="center", va="center")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError
+from bench.flags import Flag, Number, flag_names, flags, settle
 from bench.summary import Spread, Summary
 from bench.tables import MISSING, Table, scale
 
@@ -55,6 +56,8 @@ class Verdict:
         floor: lowest lower end of an interval in the upper group.
         lowest: the method that has it.
         n: victims of the method, or of the upper group's method that has the fewest.
+        flags: doubts about the method's victims.
+        floor_flags: doubts about those of `lowest`.
     """
 
     method: str
@@ -63,6 +66,8 @@ class Verdict:
     floor: float
     lowest: str
     n: int
+    flags: tuple[Flag, ...] = ()
+    floor_flags: tuple[Flag, ...] = ()
 
     @property
     def holds(self) -> bool | None:
@@ -101,15 +106,23 @@ def verdicts(summary: Summary, claims: Sequence[Claim]) -> list[Verdict]:
     found = []
     for claim in claims:
         for arch in claim.archs:
-            above = {k: s for name in claim.above for k, s in _spreads(summary, name, arch)}
-            ends = {k: s.mean - half_width(s) for k, s in above.items()}
-            unknown = [key for key, end in ends.items() if math.isnan(end)]
-            lowest = unknown[0] if unknown else min(ends, key=lambda key: ends[key])
+            above = [side for name in claim.above for side in _sides(summary, name, arch)]
+            # One that has no interval decides that nothing is decided.
+            lowest = min(above, key=lambda side: _first(side.low))
             for method in claim.below:
-                for (label, column), spread in _spreads(summary, method, arch):
-                    upper = spread.mean + half_width(spread)
-                    count = min(spread.n, *(s.n for s in above.values()))
-                    found.append(Verdict(label, column, upper, ends[lowest], lowest[0], count))
+                for side in _sides(summary, method, arch):
+                    found.append(
+                        Verdict(
+                            method=side.label,
+                            arch=side.arch,
+                            upper=side.high,
+                            floor=lowest.low,
+                            lowest=lowest.label,
+                            n=min(one.spread.n for one in (side, *above)),
+                            flags=side.flags,
+                            floor_flags=lowest.flags,
+                        )
+                    )
     return found
 
 
@@ -127,10 +140,16 @@ def claims_table(summary: Summary, claims: Sequence[Claim]) -> Table:
     import pandas as pd
 
     found = verdicts(summary, claims)
-    lines = [
-        [v.method, v.arch, _percent(v.upper), f"{_percent(v.floor)} ({v.lowest})", WORDS[v.holds]]
+    cells, marked = settle(
+        [
+            v.method,
+            v.arch,
+            _percent(v.upper, v.flags),
+            _percent(v.floor, v.floor_flags, f" ({v.lowest})"),
+            WORDS[v.holds],
+        ]
         for v in found
-    ]
+    )
     heads = ["method", "architecture", "at most %", "below %", "claim"]
     caption = (
         f"Claims fixed before the run: upper end of each method's {100 * CONFIDENCE:.0f} % "
@@ -140,23 +159,56 @@ def claims_table(summary: Summary, claims: Sequence[Claim]) -> Table:
     return Table(
         name="claims",
         caption=(caption, *scale(summary)),
-        cells=pd.DataFrame(lines, columns=heads, dtype=object),
+        cells=pd.DataFrame(cells, columns=heads, dtype=object),
         lead=2,
         step=3,
-        notes=(),
-        numbers=pd.DataFrame([vars(v) | {"holds": v.holds} for v in found]),
+        notes=tuple(marked),
+        numbers=pd.DataFrame([_numbers(v) for v in found]),
     )
 
 
-def _spreads(summary: Summary, method: str, arch: str) -> list[tuple[tuple[str, str], Spread]]:
-    """Labels and final accuracies of each row and column of these names; one of none if none is."""
+def _numbers(verdict: Verdict) -> dict[str, Any]:
+    told = {name: flag_names(getattr(verdict, name)) for name in ("flags", "floor_flags")}
+    return vars(verdict) | told | {"holds": verdict.holds}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Final accuracies of one row and column, without defense."""
+
+    label: str
+    arch: str
+    spread: Spread
+    flags: tuple[Flag, ...] = ()
+
+    @property
+    def low(self) -> float:
+        return self.spread.mean - half_width(self.spread)
+
+    @property
+    def high(self) -> float:
+        return self.spread.mean + half_width(self.spread)
+
+
+def _sides(summary: Summary, method: str, arch: str) -> list[_Side]:
+    """Each row and column of these names; one without victims if there is none."""
     found = [
-        ((summary.method_label(row), str(column)), group.spread("final_test_acc"))
+        _Side(
+            summary.method_label(row),
+            str(column),
+            group.spread("final_test_acc"),
+            tuple(flags(group, summary.control(row, column))),
+        )
         for (row, column), group in summary.groups.items()
         if (row.method, row.defense) == (method, "none") and column.arch == arch
     ]
-    return found or [((method, arch), Spread.of([]))]
+    return found or [_Side(method, arch, Spread.of([]))]
 
 
-def _percent(value: float) -> str:
-    return MISSING if math.isnan(value) else f"{100 * value:.1f}"
+def _first(value: float) -> float:
+    """NaN comes first."""
+    return -math.inf if math.isnan(value) else value
+
+
+def _percent(value: float, doubts: tuple[Flag, ...], after: str = "") -> str | Number:
+    return MISSING + after if math.isnan(value) else Number(f"{100 * value:.1f}", doubts, after)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from bench.flags import Number, flag_names, flags, settle
 from bench.summary import Group, Record, Spread, Summary
 from bench.tables import (
+    MISSING,
     Table,
     cell_names,
     frame,
@@ -33,10 +35,14 @@ def class_tables(summary: Summary) -> list[Table]:
             if not group.done:
                 continue
             inside, outside = (_spread(group, protected, within) for within in (True, False))
-            found = [percent(inside), percent(outside), str(len(group.done))]
-            lines.append([*row_names(summary, row), str(column), *found])
+            doubts = flags(group, summary.control(row, column))
+            # None of the test images may be of other classes.
+            found = [Number(percent(s), doubts) if s.n else MISSING for s in (inside, outside)]
+            lines.append([*row_names(summary, row), str(column), *found, str(len(group.done))])
             means = {"protected_acc": inside.mean, "other_acc": outside.mean}
-            numbers.append(cell_names(summary, row, column) | means | {"n": len(group.done)})
+            told = {"n": len(group.done), "flags": flag_names(doubts)}
+            numbers.append(cell_names(summary, row, column) | means | told)
+    cells, marked = settle(lines)
     caption = (
         "Clean test accuracy after the last epoch in percent on images of the protected classes "
         f"and on those of the others, {over_seeds(usual_seeds(summary))}."
@@ -44,10 +50,10 @@ def class_tables(summary: Summary) -> list[Table]:
     table = Table(
         name="classes",
         caption=(caption, *scale(summary)),
-        cells=frame(heads, lines),
+        cells=frame(heads, cells),
         lead=len(names) + 1,
         step=3,
-        notes=(),
+        notes=tuple(marked),
         numbers=machine(numbers),
     )
     return [table] if lines else []

@@ -115,7 +115,7 @@ def merge(words: Sequence[str]) -> Answer:
         return Answer("", [*conflicts, f"error: {error}"], REFUSED)
     said = (
         f"{into}: {done.added} records added, {done.replaced} replaced, {done.kept} as they were, "
-        f"{done.samples} samples added"
+        f"{done.samples} samples and {done.studies} studies added"
     )
     notes = [*done.damaged, *done.notes]
     if not typed.no_report and done.added + done.replaced + done.kept:

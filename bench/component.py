@@ -195,7 +195,7 @@ def parse_one(text: str, registry: Registry) -> Spec:
     """Like `parse` for a place where exactly one component may stand."""
     specs = parse(text, registry)
     if len(specs) != 1:
-        raise UsageError(f"'{text}' names {len(specs)} {registry.kind}s where one may stand")
+        raise UsageError(f"'{text}' names {len(specs)} {registry.plural} where one may stand")
     return specs[0]
 
 
@@ -272,7 +272,7 @@ def build(
         UsageError: for an unknown setting, a value of the wrong type, or one out of range.
     """
     if spec.joined:
-        raise UsageError(f"'{spec.name}' is several {registry.kind}s where one may stand")
+        raise UsageError(f"'{spec.name}' is several {registry.plural} where one may stand")
     cls = registry.get(spec.name)
     hints = typing.get_type_hints(cls)
     known = [item.name for item in dataclasses.fields(cls)]

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from bench.flags import Flag, Number, flag_names, flags, flags_of_all, settle
 from bench.record import CONTROL
 from bench.summary import CONTROLS, Column, Group, Row, Spread, Summary
 from bench.tables import (
-    LOW,
     MISSING,
     Table,
     accuracy,
@@ -27,10 +27,8 @@ from bench.tables import (
     failures,
     frame,
     hundredths,
-    low_note,
     machine,
     over_seeds,
-    partial_note,
     percent,
     scale,
     usual_seeds,
@@ -41,7 +39,8 @@ from bench.worst_case import WorstCase, title_of, worst_case
 Name = tuple[str, str]
 """A defense by its name and its label, as in `Summary.defenses`."""
 
-KNOWS, ONE_SEED, LEFT_OUT, UNRANKED = "*", "§", "¶", "‖"
+KNOWS, ONE_SEED, LEFT_OUT, UNRANKED = "°", "↑", "⊂", "‖"
+"""Marks that are no doubts about victims; none of them is a flag's."""
 AT_MOST = "at most"
 NEAR_CHANCE = 0.1
 """A ceiling that lies this near to chance leaves nothing to be recovered."""
@@ -214,12 +213,14 @@ class Board:
         (_, label), count = worst.usual
         return label if count == len(worst.chosen) else f"{label} {count}/{len(worst.chosen)}"
 
-    def marks(self, line: Line, worst: WorstCase[Name]) -> str:
-        """Of a worst case: badly trained under its defense, one seed, not all defenses or seeds."""
-        name, _ = worst.usual
-        low = line.group(name).low_train(line.control(name))
-        number = f" n={len(worst.scores)}" if len(worst.scores) != self.usual else ""
-        return LOW * low + ONE_SEED * worst.flatters + LEFT_OUT * bool(worst.left_out) + number
+    def doubts(self, line: Line, worst: WorstCase[Name]) -> list[Flag]:
+        """About a worst case: those about any of the victims that it is made of."""
+        chosen = [(line.group(name), line.control(name)) for name in set(worst.chosen.values())]
+        return flags_of_all(chosen, len(worst.scores))
+
+    def marks(self, worst: WorstCase[Name]) -> str:
+        """Of a worst case: chosen and reported on one seed, or not over all defenses."""
+        return ONE_SEED * worst.flatters + LEFT_OUT * bool(worst.left_out)
 
     def left_out(self, lines: Iterable[Line]) -> Iterator[str]:
         """Which defenses the worst cases of some lines had to do without."""
@@ -268,9 +269,10 @@ def defenses_table(summary: Summary) -> Table:
         cells = [accuracy(line.group(n), line.control(n), board.usual) for n in board.knows]
         worst = board.worst(line)
         chosen = _worst_cells(board, line, worst)
-        chosen[1:1] = [_at_most(worst)] * board.has_worst
+        chosen[1:1] = [_at_most(line, worst)] * board.has_worst
         lines.append([*_names(board, line), *cells, *chosen])
         numbers += _numbers(board, line, worst)
+    texts, marked = settle(lines)
     caption = (
         f"Clean test accuracy after the last epoch in percent by defense{_place(board)}, "
         f"{over_seeds(board.usual)}."
@@ -278,10 +280,10 @@ def defenses_table(summary: Summary) -> Table:
     return Table(
         name="defenses",
         caption=(caption, *scale(summary)),
-        cells=frame([*_heads(board), *_across(board, AT_MOST)], lines),
+        cells=frame([*_heads(board), *_across(board, AT_MOST)], texts),
         lead=len(_heads(board)),
         step=1,
-        notes=(*_notes(board, lines, AT_MOST), *defense_notes(summary)),
+        notes=(*_notes(board, texts, marked, AT_MOST), *defense_notes(summary)),
         numbers=machine(numbers, COUNTS),
     )
 
@@ -298,13 +300,15 @@ def recovery_table(summary: Summary) -> Table:
             group, spread = line.group(name), _whole(line.recoveries(name).values())
             parts[name] = spread
             missing = MISSING if group.done else verdict(group)
-            low = LOW * group.low_train(line.control(name))
-            cells.append(percent(spread) + low + _count(spread, board) if spread.n else missing)
+            doubts = _share_doubts(line, [name], spread)
+            number = Number(percent(spread), doubts, _count(spread, board))
+            cells.append(number if spread.n else missing)
         worst = board.worst(line)
         ratio = worst_recovery(line, worst)
         cells += _worst_cells(board, line, worst, ratio)
         lines.append([*_names(board, line), *cells])
         numbers += _recovery_numbers(board, line, parts, worst, ratio)
+    texts, marked = settle(lines)
     caption = (
         f"Recovered share in percent by defense{_place(board)}, {over_seeds(board.usual)}: "
         f"(accuracy − chance) / (accuracy of {CONTROL} under the same defense − chance), paired by "
@@ -312,17 +316,17 @@ def recovery_table(summary: Summary) -> Table:
     )
     near = f"{100 * NEAR_CHANCE:.0f} points"
     chosen = [SHARE_NOTE.format(title=board.title)] * board.has_worst
-    gap = any(MISSING in line for line in lines)
+    gap = any(MISSING in line for line in texts)
     gaps = [
         f"{MISSING}: not run, or the ceiling is missing or within {near} of chance.",
     ]
     return Table(
         name="recovery",
         caption=(caption, *scale(summary)),
-        cells=frame([*_heads(board), *_across(board)], lines),
+        cells=frame([*_heads(board), *_across(board)], texts),
         lead=len(_heads(board)),
         step=1,
-        notes=(*chosen, *_notes(board, lines, gaps=False), *(gaps if gap else [])),
+        notes=(*chosen, *_notes(board, texts, marked, gaps=False), *(gaps if gap else [])),
         numbers=machine(numbers, COUNTS),
     )
 
@@ -359,11 +363,12 @@ def ranking_table(summary: Summary) -> Table:
                     text,
                     none if after is None else str(after),
                     _change(before, after),
-                    _at_most(worst),
+                    _at_most(line, worst),
                     chosen,
                 ]
             )
             numbers.append(_ranking_numbers(board, line, worst, before, after))
+    texts, marked = settle(lines)
     first = board.compared[0][1]
     title = "plain" if first == "none" else first
     caption = (
@@ -372,17 +377,17 @@ def ranking_table(summary: Summary) -> Table:
         f"chooses among {len(board.compared)} defenses."
     )
     notes = [CHANGE_NOTE, PLAIN_NOTE.format(title=title)]
-    notes += [UNRANKED_NOTE] * any(UNRANKED in cell for line in lines for cell in line)
+    notes += [UNRANKED_NOTE] * any(UNRANKED in cell for line in texts for cell in line)
     return Table(
         name="ranking",
         caption=(caption, *scale(summary)),
         cells=frame(
             [*_heads(board), title, "rank", board.title, "rank", "change", AT_MOST, "by"],
-            lines,
+            texts,
         ),
         lead=len(_heads(board)),
         step=1,
-        notes=(*notes, *_notes(board, lines, AT_MOST)),
+        notes=(*notes, *_notes(board, texts, marked, AT_MOST)),
         numbers=machine(numbers, COUNTS),
     )
 
@@ -458,21 +463,43 @@ def _across(board: Board, *more: str) -> list[str]:
 
 
 def _worst_cells(
-    board: Board, line: Line, worst: WorstCase[Name] | None, spread: Spread | None = None
-) -> list[str]:
-    """The worst case and what it is by; in accuracy, or as the spread of something else."""
+    board: Board, line: Line, worst: WorstCase[Name] | None, share: Spread | None = None
+) -> list[str | Number]:
+    """The worst case and what it is by; in accuracy, or as the spread of a share of the ceiling."""
     if not board.has_worst:
         return []
     if worst is None:
         return [MISSING, ""]
-    spread = Spread.of(worst.scores.values()) if spread is None else spread
-    text = percent(spread)
-    return [text + board.marks(line, worst) if spread.n else text, board.by(worst)]
+    if share is None:
+        spread, doubts = Spread.of(worst.scores.values()), board.doubts(line, worst)
+    else:
+        spread, doubts = share, _share_doubts(line, set(worst.chosen.values()), share)
+    if not spread.n:
+        return [MISSING, board.by(worst)]
+    number = f" n={len(worst.scores)}" if len(worst.scores) != board.usual else ""
+    return [Number(percent(spread), doubts, board.marks(worst) + number), board.by(worst)]
 
 
-def _at_most(worst: WorstCase[Name] | None) -> str:
+def _share_doubts(line: Line, defenses: Iterable[Name], share: Spread) -> list[Flag]:
+    """About a share of the control's accuracy: there may be doubts about that one, too."""
+    pairs = [(line.group(name), line.control(name)) for name in defenses]
+    return flags_of_all([*pairs, *((control, control) for _, control in pairs)], share.n)
+
+
+def _at_most(line: Line, worst: WorstCase[Name] | None) -> str | Number:
     """The flattering upper end."""
-    return MISSING if worst is None else percent(Spread.of([worst.highest]))
+    if worst is None:
+        return MISSING
+    best = [
+        (line.group(name), line.control(name))
+        for name in worst.compared
+        if _mean(line.accuracies(name), worst.scores) > worst.highest - 1e-9
+    ]
+    return Number(percent(Spread.of([worst.highest])), flags_of_all(best, len(worst.scores)))
+
+
+def _mean(accuracies: Mapping[int, float], seeds: Iterable[int]) -> float:
+    return Spread.of(accuracies[seed] for seed in seeds).mean
 
 
 def _whole(shares: Collection[float | None]) -> Spread:
@@ -484,7 +511,9 @@ def _count(spread: Spread, board: Board) -> str:
     return f" n={spread.n}" if spread.n != board.usual else ""
 
 
-def _notes(board: Board, lines: list[list[str]], *more: str, gaps: bool = True) -> Iterator[str]:
+def _notes(
+    board: Board, lines: list[list[str]], marked: list[str], *more: str, gaps: bool = True
+) -> Iterator[str]:
     if board.has_worst:
         note = ESTIMATOR_NOTE if board.chooses(board.lines) else MAXIMUM_NOTE
         yield note.format(title=board.title)
@@ -500,8 +529,7 @@ def _notes(board: Board, lines: list[list[str]], *more: str, gaps: bool = True) 
     if knowing:
         said = "; ".join(f"{', '.join(names)}: {told}" for told, names in knowing.items())
         yield f"{KNOWS}: knows more than the released images, and is not in the worst case: {said}."
-    yield from low_note(lines)
-    yield from partial_note(lines)
+    yield from marked
     yield from failures(_named(board))
     if gaps and any(MISSING in line for line in lines):
         yield f"{MISSING}: not run, or nothing to compare with."
@@ -529,12 +557,13 @@ def _numbers(board: Board, line: Line, worst: WorstCase[Name] | None) -> Iterato
                 "n": len(group.done),
                 "failed": len(group.failed),
                 **hundredths("test_acc_percent", group.spread("final_test_acc")),
-                "low_train": group.low_train(line.control(name)),
+                "flags": flag_names(flags(group, line.control(name))),
             }
     if worst is not None:
         yield {
             **_worst_names(board, line, worst),
             **hundredths("test_acc_percent", Spread.of(worst.scores.values())),
+            "flags": flag_names(board.doubts(line, worst)),
             "at_most_percent": round(100 * worst.highest, 4),
             **_choice(worst),
         }
@@ -556,13 +585,14 @@ def _recovery_numbers(
                 "n": spread.n,
                 "failed": len(group.failed),
                 **hundredths("recovery_percent", spread),
-                "low_train": group.low_train(line.control(name)),
+                "flags": flag_names(_share_doubts(line, [name], spread)),
             }
     if worst is not None:
         yield {
             **_worst_names(board, line, worst),
             "n": ratio.n,
             **hundredths("recovery_percent", ratio),
+            "flags": flag_names(_share_doubts(line, set(worst.chosen.values()), ratio)),
             **_choice(worst),
         }
 
@@ -576,17 +606,21 @@ def _ranking_numbers(
 ) -> dict[str, Any]:
     names = cell_names(board.summary, line.first, line.column)
     spread = Spread.of([] if worst is None else worst.scores.values())
-    plain = _plain(board, line).spread("final_test_acc")
+    group, control = _plain(board, line), line.control(board.compared[0])
+    plain = group.spread("final_test_acc")
     choice = {} if worst is None else _choice(worst)
+    doubts = [] if worst is None else board.doubts(line, worst)
     return {
         **{key: value for key, value in names.items() if key != "defense"},
         "plain": board.compared[0][1],
         **hundredths("plain_percent", plain),
         "plain_n": plain.n,
+        "plain_flags": flag_names(flags(group, control)),
         "plain_rank": before,
         "worst": board.title,
         **hundredths("worst_percent", spread),
         "worst_n": spread.n,
+        "worst_flags": flag_names(doubts),
         "worst_rank": after,
         "change": None if before is None or after is None else before - after,
         "at_most_percent": None if worst is None else round(100 * worst.highest, 4),
@@ -595,14 +629,12 @@ def _ranking_numbers(
 
 
 def _worst_names(board: Board, line: Line, worst: WorstCase[Name]) -> dict[str, Any]:
-    name, _ = worst.usual
     return {
         **cell_names(board.summary, line.first, line.column),
         "defense": board.title,
         "side_information": NOTHING,
         "n": len(worst.scores),
         "failed": sum(len(line.group(name).failed) for name in worst.compared),
-        "low_train": line.group(name).low_train(line.control(name)),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from bench.budget import fraction
 from bench.component import Component, Spec, build, defaults
 from bench.errors import UsageError
+from bench.recipe import PUBLISHED
 from bench.registry import DEFENSES, METHODS, RECIPES, REGISTRIES, Registry
 from bench.summary import LARGEST_FRACTION
 from bench.worst_case import SETS
@@ -21,19 +22,16 @@ CIFAR_IMAGES = 50_000
 
 
 def find(name: str) -> tuple[Registry, str]:
-    """The registry that knows a name.
+    """The first registry that knows a name; `recipe:ops` says which.
 
     Raises:
-        UsageError: if none or several do; `method:sep` says which.
+        UsageError: if none does.
     """
     kind, colon, rest = name.partition(":")
     among = [r for r in REGISTRIES if not colon or r.kind == kind]
     found = [registry for registry in among if (rest if colon else name) in registry.entries]
-    if len(found) == 1:
-        return found[0], rest if colon else name
     if found:
-        ways = " or ".join(f"{registry.kind}:{name}" for registry in found)
-        raise UsageError(f"'{name}' is more than one thing; write {ways}")
+        return found[0], rest if colon else name
     if name in SETS:
         raise UsageError(f"'{name}' stands for several defenses: {', '.join(SETS[name])}")
     known = [entry for registry in REGISTRIES for entry in registry.entries]
@@ -65,6 +63,7 @@ def description(registry: Registry, name: str) -> dict[str, Any]:
         "version": cls.version,
         "summary": entry.summary,
         "defined": entry.origin,
+        "also": [f"{r.kind}:{name}" for r in REGISTRIES if r is not registry and name in r.entries],
         "paper": cls.paper,
         "about": inspect.cleandoc(cls.__doc__ or "").partition("\n")[2].strip(),
         "settings": settings,
@@ -80,6 +79,8 @@ def _method_facts(name: str) -> dict[str, Any]:
     """Budget, and input gradients an image, at the paper's settings and at each preset."""
     facts: dict[str, Any] = {"cost": {}}
     for recipe in RECIPES.entries:
+        if recipe in PUBLISHED and recipe != "paper":
+            continue  # its scale is that of `paper`
         trained = build(RECIPES, Spec(recipe))
         method = build(METHODS, Spec(name), trained.scale)
         images = trained.train_images or CIFAR_IMAGES
@@ -109,6 +110,8 @@ def text_of(facts: dict[str, Any]) -> str:
     lines = [f"{facts['name']} ({facts['kind']}, {facts['defined']})", facts["summary"]]
     if facts["about"]:
         lines += ["", facts["about"]]
+    if facts["also"]:
+        lines += ["", f"Also of this name: {', '.join(facts['also'])}."]
     if facts["paper"]:
         lines += ["", f"paper     {facts['paper']}"]
     if "budget" in facts:

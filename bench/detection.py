@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bench.flags import Flag, Number, flag_names, flags, flags_of_all, settle
 from bench.plots import COLOURS, DASHES, GREY, brief, entitle, plain_style
 from bench.record import CONTROL
 from bench.summary import CONTROLS, Column, Group, Record, Row, Spread, Summary
 from bench.tables import (
     MISSING,
-    PARTIAL,
     PEAK_NOTE,
     Table,
     cell_names,
@@ -27,7 +27,6 @@ from bench.tables import (
     hundredths,
     machine,
     over_seeds,
-    partial_note,
     percent,
     row_heads,
     row_names,
@@ -124,13 +123,13 @@ def detection_table(summary: Summary) -> Table:
         gap = Spread.of(map(suspicion, found))
         auc = None if row.method == CONTROL else area_within(strata)
         count = f"{len(found)} : {controls}" if row.method != CONTROL else f"{len(found)}"
+        doubts = _doubts(summary, row)
+        shown = [Number(percent(spread), doubts) for spread in (held, clean, gap)]
         lines.append(
             [
                 *row_names(summary, row),
-                percent(held) + PARTIAL * bool(failed) if found else verdict(whole),
-                percent(clean),
-                percent(gap),
-                "" if row.method == CONTROL else MISSING if auc is None else f"{100 * auc:.0f}",
+                *(shown if found else [verdict(whole), MISSING, MISSING]),
+                "" if row.method == CONTROL else _auc(auc, summary, row),
                 count,
             ]
         )
@@ -145,8 +144,10 @@ def detection_table(summary: Summary) -> Table:
                 **hundredths("test_acc_percent", clean),
                 **hundredths("suspicion_points", gap),
                 "auc": auc,
+                "flags": flag_names(doubts),
             }
         )
+    cells, marked = settle(lines)
     caption = (
         "Can the protection be detected? Accuracy in percent on released images that were held "
         "out of training, and on clean test images, after the last epoch; suspicion is the "
@@ -155,12 +156,31 @@ def detection_table(summary: Summary) -> Table:
     return Table(
         name="detection",
         caption=(caption, *scale(summary)),
-        cells=frame(heads, lines),
+        cells=frame(heads, cells),
         lead=len(row_heads(summary)),
         step=5,
-        notes=(DETECTOR_NOTE, AUC_NOTE, *_notes(summary, lines)),
+        notes=(DETECTOR_NOTE, AUC_NOTE, *marked, *_notes(summary, cells)),
         numbers=machine(numbers),
     )
+
+
+def _doubts(summary: Summary, row: Row, *, controls: bool = False) -> list[Flag]:
+    """About victims of all architectures, and the controls beside them if they count, too."""
+    pairs = [
+        (group, summary.control(row, column))
+        for column in summary.columns
+        if (group := summary.group(row, column)).done or group.failed
+    ]
+    pairs += [(control, control) for _, control in pairs] if controls else []
+    # Architectures have seeds of their own; the fewest count.
+    seeds = min((len(group.done) for group, _ in pairs if group.done), default=0)
+    return flags_of_all(pairs, seeds)
+
+
+def _auc(share: float | None, summary: Summary, row: Row) -> str | Number:
+    if share is None:
+        return MISSING
+    return Number(f"{100 * share:.0f}", _doubts(summary, row, controls=True))
 
 
 @dataclass(frozen=True)
@@ -210,8 +230,11 @@ def early_stopping_table(summary: Summary) -> Table:
             stops = [stop for record in group.done if (stop := Stop.of(record))]
             if not stops and not group.failed:
                 continue
-            lines.append([*row_names(summary, row), str(column), *_stop_cells(stops, group)])
-            numbers.append(_stop_numbers(summary, row, column, stops))
+            doubts = flags(group, summary.control(row, column))
+            place = [*row_names(summary, row), str(column)]
+            lines.append([*place, *_stop_cells(stops, group, doubts)])
+            numbers.append(_stop_numbers(summary, row, column, stops, doubts))
+    cells, marked = settle(lines)
     caption = (
         f"Does early stopping help? Clean test accuracy in percent, "
         f"{over_seeds(usual_seeds(summary))}: after the last epoch; at the epoch of the highest "
@@ -221,29 +244,29 @@ def early_stopping_table(summary: Summary) -> Table:
     return Table(
         name="early-stopping",
         caption=(caption, *scale(summary)),
-        cells=frame(heads, lines),
+        cells=frame(heads, cells),
         lead=len(names),
         step=6,
-        notes=(PEAK_NOTE, *_thinned(summary), *_notes(summary, lines)),
+        notes=(PEAK_NOTE, *_thinned(summary), *marked, *_notes(summary, cells)),
         numbers=machine(numbers),
     )
 
 
-def _stop_cells(stops: Sequence[Stop], group: Group) -> list[str]:
+def _stop_cells(stops: Sequence[Stop], group: Group, doubts: Sequence[Flag]) -> list[str | Number]:
     if not stops:
         return [verdict(group), MISSING, MISSING, MISSING, MISSING, "0"]
     return [
-        percent(Spread.of(stop.last for stop in stops)) + PARTIAL * bool(group.failed),
-        percent(Spread.of(stop.picked for stop in stops)),
+        Number(percent(Spread.of(stop.last for stop in stops)), doubts),
+        Number(percent(Spread.of(stop.picked for stop in stops)), doubts),
         _range(stop.epoch for stop in stops),
-        percent(Spread.of(stop.peak for stop in stops)),
+        Number(percent(Spread.of(stop.peak for stop in stops)), doubts),
         _range(stop.best for stop in stops),
         str(len(stops)),
     ]
 
 
 def _stop_numbers(
-    summary: Summary, row: Row, column: Column, stops: Sequence[Stop]
+    summary: Summary, row: Row, column: Column, stops: Sequence[Stop], doubts: Sequence[Flag]
 ) -> dict[str, Any]:
     return {
         **cell_names(summary, row, column),
@@ -254,6 +277,7 @@ def _stop_numbers(
         "picked_epoch": Spread.of(stop.epoch for stop in stops).mean,
         **hundredths("peak_oracle_percent", Spread.of(stop.peak for stop in stops)),
         "peak_epoch": Spread.of(stop.best for stop in stops).mean,
+        "flags": flag_names(doubts),
     }
 
 
@@ -296,7 +320,6 @@ def _over(summary: Summary) -> str:
 
 
 def _notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
-    yield from partial_note(lines)
     yield from failures(
         (f"{' under '.join(row_names(summary, row)[::-1])} on {column}", summary.group(row, column))
         for row in summary.rows

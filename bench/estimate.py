@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from bench.device import configure, gpus
-from bench.plan import PASSES_PER_TRAINING_STEP, CostTable, make_plan
+from bench.network import PASSES_PER_TRAINING_STEP
+from bench.plan import CostTable, make_plan
 from bench.progress import duration
 from bench.runner import Loading, share_out
 from bench.session import Opened, Session
@@ -29,7 +30,7 @@ def plan_facts(
         stream: told what loading does, where that takes long.
     """
     opened = session.open(Loading(stream))
-    plan = make_plan(opened.cells, opened.data, opened.store, session.results)
+    plan = make_plan(opened.cells, opened.data, opened.store, session.results, opened.studies)
     session, workers = share_out(session, opened.expansion.device, workers, threads)
     workers = max(1, min(workers, len(plan.tasks)))
     # Processes on one GPU share what it gives.
@@ -42,7 +43,7 @@ def plan_facts(
         "device": str(opened.expansion.device),
         "precision": opened.expansion.precision,
         "workers": workers,
-        "cells": len(plan.cells),
+        "cells": len(plan.cells) + len(plan.studies),
         "recorded": len(plan.recorded),
         "cached": plan.cached,
         "tasks": [

@@ -352,7 +352,7 @@ class Expansion:
             raise UsageError(
                 f"holdout {self.grid.holdout} leaves nothing of {len(data.train)} training images"
             )
-        classes = self._protected_classes(data.train)
+        classes = self.protected_classes(data.train)
         usual = [data.train.classes.index(name) for name in self.source.protected_classes]
         cells: dict[str, Cell] = {}
         for ratio, (method_label, method) in itertools.product(
@@ -393,7 +393,7 @@ class Expansion:
                         cells.setdefault(cell.key, cell)  # every ratio has the same control
         return list(cells.values())
 
-    def _protected_classes(self, train: ImageDataset) -> tuple[int, ...] | None:
+    def protected_classes(self, train: ImageDataset) -> tuple[int, ...] | None:
         """Indices of the only classes that are protected, or None for all."""
         typed = split(self.grid.protect_classes)
         if self.grid.protect_classes and not typed:

@@ -8,9 +8,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bench.defense_tables import KNOWS, NOTHING, ONE_SEED, ONE_SEED_NOTE, Board, Line
+from bench.flags import Number, flags, settle
 from bench.plots import GREY, brief, entitle, plain_style
 from bench.summary import CONTROLS, Column, Group, Spread, Summary
-from bench.tables import LOW, MISSING, verdict
+from bench.tables import MISSING, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,7 @@ BRIGHT = 0.48
 
 FIELD_WIDTH, FIELD_HEIGHT = 0.29, 0.2
 LETTER = 0.058
+DIGIT = 0.052
 LEAST_WIDTH = 5.2
 """Sizes in inches."""
 GAP = 0.3
@@ -35,10 +37,6 @@ WORST = "worst case"
 
 WORST_NOTE = "for each seed the defense is chosen on the other seeds."
 HIGHEST_NOTE = "the highest of these defenses."
-LOW_NOTE = (
-    f"{LOW}: train accuracy far below the control's, or a control that is itself trained badly; "
-    "the number may be failed training."
-)
 KNOWS_NOTE = f"{KNOWS}: knows more than the released images."
 
 
@@ -47,7 +45,7 @@ class _Field:
     """One number of the picture; without a number a word."""
 
     percent: float | None
-    text: str
+    cell: str | Number
 
 
 def heatmaps(summary: Summary) -> dict[Column, Figure]:
@@ -75,6 +73,7 @@ def _figure(board: Board, column: Column, lines: Sequence[Line]) -> Figure:
     from matplotlib.figure import Figure
 
     rows = [_fields(board, line) for line in lines]
+    texts, marked = settle([field.cell for field in row] for row in rows)
     heads = [brief(board.heading(name)) for name in board.knows]
     heads += [WORST] if board.has_worst else []
     kinds = [told != NOTHING for told in board.knows.values()]
@@ -82,19 +81,20 @@ def _figure(board: Board, column: Column, lines: Sequence[Line]) -> Figure:
     down = _places([line.first.method in CONTROLS for line in lines])
     labels = [brief(line.label) for line in lines]
     with plain_style():
-        width = FIELD_WIDTH * (across[-1] + 1) + LETTER * max(map(len, labels)) + 1.0
+        letters = max(len(text) for row in texts for text in row)
+        field = max(FIELD_WIDTH, DIGIT * letters)
+        width = field * (across[-1] + 1) + LETTER * max(map(len, labels)) + 1.0
         height = FIELD_HEIGHT * len(lines) + 0.75 * LETTER * max(map(len, heads)) + 1.35
         figure = Figure(figsize=(max(width, LEAST_WIDTH), height), layout="constrained")
         axes = figure.subplots()
-        _draw(axes, rows, across, down)
+        _draw(axes, rows, texts, across, down)
         axes.set_xticks(across, heads, rotation=45, ha="left", rotation_mode="anchor")
         axes.set_yticks(down, labels)
-        texts = [*heads, *(field.text for row in rows for field in row)]
         entitle(
             figure,
             board.summary,
             f"clean test accuracy (%) by defense · {column} · {_seeds(board, lines)}",
-            _notes(board, lines, texts),
+            _notes(board, lines, [*heads, *(text for row in texts for text in row)], marked),
         )
     return figure
 
@@ -108,9 +108,12 @@ def _seeds(board: Board, lines: Sequence[Line]) -> str:
     return f"mean of {most if least == most else f'{least} to {most}'} seeds"
 
 
-def _notes(board: Board, lines: Sequence[Line], texts: Sequence[str]) -> list[str]:
-    notes = {ONE_SEED: ONE_SEED_NOTE, LOW: LOW_NOTE, KNOWS: KNOWS_NOTE}
+def _notes(
+    board: Board, lines: Sequence[Line], texts: Sequence[str], marked: Sequence[str]
+) -> list[str]:
+    notes = {ONE_SEED: ONE_SEED_NOTE, KNOWS: KNOWS_NOTE}
     found = [note for mark, note in notes.items() if any(mark in text for text in texts)]
+    found += marked
     if board.has_worst:
         over = board.title.removeprefix(WORST).removeprefix("worst").strip(" ()")
         how = WORST_NOTE if board.chooses(lines) else HIGHEST_NOTE
@@ -134,8 +137,8 @@ def _fields(board: Board, line: Line) -> list[_Field]:
         if worst is None:
             return [*fields, _Field(None, MISSING)]
         mean = 100 * Spread.of(worst.scores.values()).mean
-        marks = board.marks(line, worst).partition(" ")[0]
-        fields.append(_Field(mean, f"{mean:.1f}{marks}"))
+        number = Number(f"{mean:.1f}", board.doubts(line, worst), board.marks(worst))
+        fields.append(_Field(mean, number))
     return fields
 
 
@@ -143,12 +146,13 @@ def _field(group: Group, control: Group) -> _Field:
     if not group.done:
         return _Field(None, verdict(group))
     percent = 100 * group.spread("final_test_acc").mean
-    return _Field(percent, f"{percent:.1f}{LOW * group.low_train(control)}")
+    return _Field(percent, Number(f"{percent:.1f}", flags(group, control)))
 
 
 def _draw(
     axes: Axes,
     rows: Sequence[Sequence[_Field]],
+    texts: Sequence[Sequence[str]],
     places_across: Sequence[float],
     places_down: Sequence[float],
 ) -> None:
@@ -161,16 +165,16 @@ def _draw(
     known = [field.percent for row in rows for field in row if field.percent is not None]
     scale = Normalize(min(known), max(max(known), min(known) + 1))
     colours = colormaps[COLOURS]
-    for down, row in zip(places_down, rows, strict=True):
-        for across, field in zip(places_across, row, strict=True):
-            text = GREY
+    for down, row, line in zip(places_down, rows, texts, strict=True):
+        for across, field, text in zip(places_across, row, line, strict=True):
+            ink = GREY
             if field.percent is not None:
                 share = float(scale(field.percent))
-                text = "black" if share > BRIGHT else "white"
+                ink = "black" if share > BRIGHT else "white"
                 corner = (across - 0.5, down - 0.5)
                 look = {"facecolor": colours(share), "edgecolor": "white", "linewidth": 0.6}
                 axes.add_patch(Rectangle(corner, 1, 1, **look))
-            axes.text(across, down, field.text, color=text, fontsize=6, ha="center", va="center")
+            axes.text(across, down, text, color=ink, fontsize=6, ha="center", va="center")
     axes.set_xlim(-0.5, places_across[-1] + 0.5)
     axes.set_ylim(places_down[-1] + 0.5, -0.5)
     axes.grid(visible=False)

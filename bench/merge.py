@@ -43,6 +43,7 @@ class Merged:
         replaced: records that were, and failed, said less or were made later.
         kept: records that were there and stayed.
         samples: sample files that were added.
+        studies: records of studies that were added.
         notes: what else is worth knowing.
         damaged: a line for every file that was left out.
     """
@@ -51,6 +52,7 @@ class Merged:
     replaced: int
     kept: int
     samples: int
+    studies: int
     notes: Sequence[str]
     damaged: Sequence[str]
 
@@ -114,7 +116,10 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
         for source in _sources(folder, damaged):
             found[source.key].append(source)
     _check_names(found)
-    if conflicts := [line for sources in found.values() for line in _conflicts(sources)]:
+    studies = _studies(inputs, damaged)
+    conflicts = [line for sources in found.values() for line in _conflicts(sources)]
+    conflicts += [line for files in studies.values() for line in _study_conflicts(files)]
+    if conflicts:
         raise ConflictError(conflicts)
     chosen = {key: min(sources, key=lambda s: s.preference) for key, sources in found.items()}
     check_writable(into, "results", "--into")
@@ -140,7 +145,44 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
         else:
             replaced += 1
     kept = len(chosen) - added - replaced
-    return Merged(added, replaced, kept, samples, notes, damaged)
+    new_studies = 0
+    for key, files in sorted(studies.items()):
+        if record.find(into, key, record.STUDIES) is None:
+            text = files[0].read_bytes()
+            slug = slugify(files[0].stem.removesuffix(f"-{key[:12]}"))
+            target = record.path_of(into, key, slug, record.STUDIES)
+            write_with(target, lambda file, text=text: file.write(text))
+            new_studies += 1
+    return Merged(added, replaced, kept, samples, new_studies, notes, damaged)
+
+
+def _studies(folders: Iterable[Path], damaged: list[str]) -> dict[str, list[Path]]:
+    """Files of studies by key, as far as they are what their keys say."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for folder in folders:
+        for file in sorted((folder / record.STUDIES).glob("*.json")):
+            try:
+                one = record.read(file)
+            except record.NewerRecordError:
+                raise
+            except UsageError as error:
+                damaged.append(f"left out: {error}")
+                continue
+            if key_of(one["identity"]) == one["key"] and "study" in one:
+                found[one["key"]].append(file)
+            else:
+                damaged.append(f"left out: the key of record {file} is not that of its identity")
+    return found
+
+
+def _study_conflicts(files: Sequence[Path]) -> Iterator[str]:
+    """The first contradiction between records of one study."""
+    first = record.read(files[0])
+    for file in files[1:]:
+        if record.read(file)["values"] != first["values"]:
+            title = f"{first['study']} of {first['subject']}"
+            yield f"{title}: values in {files[0].parent.parent} and {file.parent.parent}"
+            return
 
 
 def _sources(folder: Path, damaged: list[str]) -> Iterator[Source]:

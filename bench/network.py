@@ -16,6 +16,11 @@ from bench.recipe import Recipe
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
+PASSES_PER_TRAINING_STEP = 3
+"""Forward, and backward to weights and to activations, in forward passes."""
+PASSES_PER_GRADIENT = 2
+"""Forward, and backward to the images alone."""
+
 
 class Network(nn.Module):
     """A classifier of images in [0, 1].

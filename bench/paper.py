@@ -13,8 +13,8 @@ from bench import record
 from bench.errors import UsageError
 from bench.estimate import plan_facts
 from bench.estimate import text_of as grid_text
-from bench.files import write_text
 from bench.grid import Expansion, Grid
+from bench.paper_statistics import statistics_table
 from bench.paper_tables import (
     Reasons,
     Scale,
@@ -24,9 +24,10 @@ from bench.paper_tables import (
     paper_claims_table,
     paper_table,
 )
+from bench.report import write_tables
 from bench.runner import Outcome, run_session
 from bench.session import Session
-from bench.tables import Table, join
+from bench.tables import join
 from bench.targets import PaperTable, Place
 
 
@@ -118,16 +119,18 @@ def _products(methods: dict[str, dict[str, list[Place]]]) -> list[list[list[Plac
 
 @dataclass
 class PaperOutcome:
-    """How the runs of some tables ended.
+    """How the runs of some tables and figures ended.
 
     Attributes:
         outcomes: of the grids that ran.
         reasons: why places could not be run.
+        undrawn: why figures could not be run, by label.
         unfinished: grids that the time limit left untouched.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
     reasons: dict[Place, str] = field(default_factory=dict)
+    undrawn: dict[str, str] = field(default_factory=dict)
     unfinished: int = 0
 
     @property
@@ -149,6 +152,7 @@ class PaperOutcome:
             self.failed,
             self.left,
             sum(one.seconds for one in self.outcomes),
+            [study for one in self.outcomes for study in one.studies],
         )
 
 
@@ -214,12 +218,12 @@ def text_of(plan: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class PaperReport:
-    """Tables as they came out.
+    """Tables and figures as they came out.
 
     Attributes:
         text: for the terminal.
         files: everything written.
-        numbers: of every table by its name, a row a cell.
+        numbers: of every table and figure by its name, a row a cell or a line.
     """
 
     text: str
@@ -239,22 +243,11 @@ def report_paper(
         made = [paper_table(table, cells, scale)]
         found = judgements(table, cells, scale)
         made += [paper_claims_table(table, found, scale)] if found else []
-        files += [file for one in made for file in _write(results / "tables", one)]
+        beside = statistics_table(table, cells, scale)
+        made += [beside] if len(beside.cells) else []
+        files += write_tables(results / "tables", made)
         heading = f"{table.label}\n{'=' * len(table.label)}\n\n" if len(tables) > 1 else ""
         texts.append(heading + join(made))
         for one in made:
             numbers[one.name] = json.loads(one.numbers.to_json(orient="records") or "[]")
     return PaperReport("\n\n".join(texts), files, numbers)
-
-
-def _write(folder: Path, table: Table) -> list[Path]:
-    formats = {
-        "txt": table.text(),
-        "md": table.markdown(),
-        "csv": table.csv(),
-        "tex": table.latex(table.name),
-    }
-    files = [folder / f"{table.name}.{ending}" for ending in formats]
-    for file, text in zip(files, formats.values(), strict=True):
-        write_text(file, text)
-    return files

@@ -1,11 +1,12 @@
 """A published table with our figures in it: interval, difference and verdict of every cell.
 
-Verdicts are given at the papers' scale alone. There, with the 95 % interval of our mean over victim
-seeds, and the band of published +- tolerance:
+Verdicts are given at the papers' scale alone: with a recipe by which a paper trained. There, with
+the 95 % interval of our mean over victim seeds, and the band of published +- tolerance:
 
     agrees                      the interval lies inside the band
     differs                     it lies outside
-    differs, named beforehand   so it does, and the targets file gave a reason before any run
+    differs, named beforehand   so it does, and the targets file gave a reason before any run, or
+                                the recipe is that of another paper
     undecided                   it lies across an edge, or one victim has no interval
 
 Below that scale only orders are judged: a claim holds where every interval that must lie lower
@@ -27,9 +28,10 @@ from bench.claims import CONFIDENCE, WORDS, half_width
 from bench.component import Component
 from bench.data import ImageDataset
 from bench.errors import NOT_RUN
-from bench.flags import Flag, flags, marks, notes
+from bench.flags import Flag, Number, flag_names, flags, settle
 from bench.grid import Expansion, Grid, takes_epsilon
 from bench.method import Method
+from bench.recipe import PUBLISHED
 from bench.record import CONTROL
 from bench.registry import METHODS
 from bench.summary import PAPER_WIDTH, Group, Record, Spread, width_text
@@ -53,7 +55,7 @@ class Wanted:
     arch: Component
 
     def fits(self, record: Record, place: Place) -> bool:
-        """Whether a record is of this place; recipe, precision and seed are looked at elsewhere."""
+        """Whether a record is of this place; recipe, precision and seeds are others' concern."""
         return (
             record["method"] == self.method.name
             and record["dataset"] == self.expansion.source.title
@@ -64,11 +66,10 @@ class Wanted:
         )
 
     def _is_crafted(self, record: Record, place: Place) -> bool:
-        """With the same settings, seed and share, on all classes or those that are usual there."""
-        usual = self.expansion.source.protected_classes
+        """With the same settings and share, on all classes or those that are usual there."""
+        usual = self.expansion.source.protected_classes or self.expansion.grid.protect_classes
         return (
             record["poison_ratio"] == place.share
-            and record["craft_seed"] == self.expansion.grid.craft_seed
             and bool(record.get("protected_classes")) == bool(usual)
             and record["method_settings"] == self._fitted(record).settings()
         )
@@ -114,10 +115,14 @@ class Scale:
 
     @property
     def is_paper(self) -> bool:
-        """Whether numbers may be compared: recipe `paper`, all images, full width."""
+        """Whether numbers may be compared: a paper's recipe, all images, full width."""
         recipe = self.expansion.recipe
         plain = type(recipe)(curve_images=recipe.curve_images)
-        return recipe.name == "paper" and recipe == plain and recipe.width >= PAPER_WIDTH
+        return recipe.name in PUBLISHED and recipe == plain and recipe.width >= PAPER_WIDTH
+
+    def is_of(self, table: PaperTable) -> bool:
+        """Whether the recipe is that of a table's published victims."""
+        return self.expansion.recipe.name == table.recipe
 
     @cached_property
     def _known(self) -> dict[Place, Wanted]:
@@ -169,6 +174,9 @@ class Found:
         flags: doubts about them.
         reason: why there are none; empty if there are.
         comparable: whether a verdict may be given.
+        named: reasons, known beforehand, why ours may differ.
+        control: victims on clean images under the same defense, in the same precision.
+        recrafted: victims by crafting seed, that of `group` among them.
     """
 
     target: Target
@@ -177,6 +185,9 @@ class Found:
     flags: tuple[Flag, ...] = ()
     reason: str = ""
     comparable: bool = False
+    named: tuple[str, ...] = ()
+    control: Group = field(default_factory=Group)
+    recrafted: Mapping[int, Group] = field(default_factory=dict)
 
     @cached_property
     def spread(self) -> Spread:
@@ -210,7 +221,7 @@ class Found:
             return self.absence
         if not self.comparable:
             return MISSING
-        return judged(self.spread, target.published, target.tolerance, bool(target.named))
+        return judged(self.spread, target.published, target.tolerance, bool(self.named))
 
 
 def judged(ours: Spread, published: float, tolerance: float, named: bool) -> str:
@@ -247,29 +258,77 @@ def look_up(
         for one in records
         if (one["recipe"], one["recipe_settings"]) == recipe and one["holdout"] == 0
     ]
-    groups: dict[Place, Group] = {}
+    known: dict[Place, dict[int, list[Record]]] = {}
+
+    def fitting(place: Place) -> dict[int, list[Record]]:
+        """By crafting seed; the control has none, and stands with the one asked for."""
+        if place not in known:
+            wanted = scale.wanted(place)
+            known[place] = defaultdict(list)
+            for one in kept:
+                if wanted.fits(one, place):
+                    own = place.method == CONTROL
+                    known[place][asked if own else one["craft_seed"]].append(one)
+        return known[place]
 
     def group_of(place: Place) -> Group:
-        if place not in groups:
-            wanted = scale.wanted(place)
-            groups[place] = _group([one for one in kept if wanted.fits(one, place)], precision)
-        return groups[place]
+        return _group(fitting(place).get(asked, []), precision)
 
+    asked = scale.base.craft_seed
     precision = _precision(kept, scale)
+    other = [] if scale.is_of(table) or not scale.is_paper else [_other_recipe(table, scale)]
     found: Cells = {}
     for row, column, target in table.cells():
+        named = (*target.named, *other)
         if target.missing:
-            found[row, column] = Found(target, reason=target.missing)
+            found[row, column] = Found(target, reason=target.missing, named=named)
             continue
         place = normal(target.place)
         group = group_of(place)
-        values = tuple(v for one in group.done if (v := _measured(one, target.measure)) is not None)
-        reason = "" if values else _why(group, (reasons or {}).get(place), scale)
+        values = tuple(_values(group, target.measure))
+        reason = "" if values else _why(group, (reasons or {}).get(place), fitting(place), scale)
         doubts: list[Flag] = []
+        control = Group()
         if values and target.measure != SECONDS:
-            control = Place(place.dataset, CONTROL, None, place.defense, place.arch)
-            doubts = flags(group, group_of(control), precision)
-        found[row, column] = Found(target, group, values, tuple(doubts), reason, scale.is_paper)
+            control = group_of(Place(place.dataset, CONTROL, None, place.defense, place.arch))
+            doubts = flags(group, control, precision)
+        found[row, column] = Found(
+            target=target,
+            group=group,
+            values=values,
+            flags=tuple(doubts),
+            reason=reason,
+            comparable=scale.is_paper,
+            named=named,
+            control=_alike(control, group),
+            recrafted=_recrafted(fitting(place), group, precision),
+        )
+    return found
+
+
+def _other_recipe(table: PaperTable, scale: Scale) -> str:
+    """The reason that holds of a whole table."""
+    ours = scale.expansion.recipe_label
+    theirs = f"by --recipe {table.recipe}" if table.recipe else "otherwise"
+    return f"our victims are trained by --recipe {ours}, the published ones {theirs}"
+
+
+def _alike(control: Group, group: Group) -> Group:
+    """The part of the control that was trained in a precision of the group."""
+    precisions = {one["precision"] for one in group.done}
+    return Group(tuple(one for one in control.done if one["precision"] in precisions))
+
+
+def _recrafted(
+    records: Mapping[int, list[Record]], group: Group, precision: str
+) -> dict[int, Group]:
+    """Victims that are done, by crafting seed, in the group's precision."""
+    wanted = {one["precision"] for one in group.done} or {precision}
+    found = {}
+    for seed in sorted(records):
+        same = [one for one in records[seed] if one["precision"] in wanted]
+        if (made := _group(same, precision)).done:
+            found[seed] = made
     return found
 
 
@@ -296,7 +355,18 @@ def _precision(records: Sequence[Record], scale: Scale) -> str:
     return Counter(one["precision"] for one in records).most_common(1)[0][0]
 
 
-def _measured(record: Record, measure: str) -> float | None:
+def _values(group: Group, measure: str) -> Iterator[float]:
+    """One a victim, or a crafted set where the time of crafting is asked for."""
+    sets: set[str | None] = set()
+    for one in group.done:
+        value = measured(one, measure)
+        if value is not None and not (measure == SECONDS and one["crafted_key"] in sets):
+            sets.add(one["crafted_key"])
+            yield value
+
+
+def measured(record: Record, measure: str) -> float | None:
+    """The number that a table asks for, in percent or in seconds."""
     if measure == SECONDS:
         value = record[SECONDS]
         return None if record["method"] == CONTROL else value
@@ -304,15 +374,18 @@ def _measured(record: Record, measure: str) -> float | None:
     return None if value is None else 100 * value
 
 
-def _why(group: Group, refused: str | None, scale: Scale) -> str:
+def _why(group: Group, refused: str | None, seeds: Iterable[int], scale: Scale) -> str:
     """Why there is no figure."""
     if group.failed:
         told = last_line(group.failed[0]["error"])
         return told.removeprefix(NOT_RUN) if not_run(group.failed[0]) else f"failed: {told}"
     if refused:
         return refused
+    if others := ", ".join(map(str, sorted(seeds))):
+        return f"{NO_RECORD} of crafting seed {scale.base.craft_seed}, only of {others}"
     if scale.is_paper and scale.expansion.device.type == "cpu":
-        return f"{NO_RECORD}; recipe paper is for a GPU, of which there is none here"
+        recipe = scale.expansion.recipe_label
+        return f"{NO_RECORD}; recipe {recipe} is for a GPU, of which there is none here"
     return NO_RECORD
 
 
@@ -322,21 +395,21 @@ def _why(group: Group, refused: str | None, scale: Scale) -> str:
 def paper_table(table: PaperTable, cells: Cells, scale: Scale) -> Table:
     """A published table in its own layout, several lines for each of its rows."""
     heads = [*table.lead, "", *table.columns, *(["mean"] if table.means else [])]
-    lines: list[list[str]] = []
+    lines: list[list[str | Number]] = []
     for row, names in enumerate(table.rows):
         line = [cells.get((row, column)) for column in range(len(table.columns))]
         blank = [""] * len(names)
-        for kind, texts in _lines(table, row, line):
-            lines.append([*(names if blank != list(names) else blank), kind, *texts])
+        for kind, found in _lines(table, row, line):
+            lines.append([*(names if blank != list(names) else blank), kind, *found])
             names = tuple(blank)
-    used = [flag for one in cells.values() for flag in one.flags]
+    shown, marked = settle(lines)
     return Table(
         name=f"paper-{table.paper}-{table.name}",
         caption=tuple(_caption(table, cells, scale)),
-        cells=frame(heads, lines),
+        cells=frame(heads, shown),
         lead=len(table.lead) + 1,
         step=1,
-        notes=(*notes(used), *_told(table, cells)),
+        notes=(*marked, *_told(table, cells, scale)),
         numbers=machine(_numbers(table, cells, scale), ["n", "published_n"]),
     )
 
@@ -344,15 +417,15 @@ def paper_table(table: PaperTable, cells: Cells, scale: Scale) -> Table:
 Line = Sequence[Found | None]
 
 
-def _lines(table: PaperTable, row: int, line: Line) -> Iterator[tuple[str, list[str]]]:
-    """Kind and texts of the lines that a row of the paper becomes."""
+def _lines(table: PaperTable, row: int, line: Line) -> Iterator[tuple[str, list[str | Number]]]:
+    """Kind and cells of the lines that a row of the paper becomes."""
     times = any(one is not None and one.target.measure == SECONDS for one in line)
     shown = _time if times else _points
     published = [None if one is None else one.target.published for one in line]
     known = [value for value in published if value is not None]
     if known:
         yield "published", [*map(shown, published), *_published_mean(table, row, published)]
-    judged_line = bool(known) and not times
+    judged_line = bool(known) and not times and any(one and one.comparable for one in line)
     yield "ours", [*(_ours(one, times, judged_line) for one in line), *_our_mean(table, line)]
     if any(one is not None and one.values for one in line):
         own = [_each(one, lambda f: f"{_sd(f, times)} ({f.spread.n})") for one in line]
@@ -360,7 +433,7 @@ def _lines(table: PaperTable, row: int, line: Line) -> Iterator[tuple[str, list[
     if not judged_line:
         return
     if any(one is not None and one.difference is not None for one in line):
-        gaps = [_each(one, lambda f: _signed(f.difference)) for one in line]
+        gaps = [_each(one, lambda f: Number(_signed(f.difference), f.flags)) for one in line]
         yield "difference", [*gaps, *_nothing(table)]
     words = ["" if one is None else one.verdict for one in line]
     yield "verdict", [*words, *_nothing(table)]
@@ -370,11 +443,11 @@ def _nothing(table: PaperTable) -> list[str]:
     return [""] if table.means else []
 
 
-def _each(one: Found | None, text: Callable[[Found], str]) -> str:
-    return "" if one is None or not one.values else text(one)
+def _each(one: Found | None, cell: Callable[[Found], str | Number]) -> str | Number:
+    return "" if one is None or not one.values else cell(one)
 
 
-def _ours(one: Found | None, times: bool, judged_line: bool) -> str:
+def _ours(one: Found | None, times: bool, judged_line: bool) -> str | Number:
     """Mean and half of the interval; where there is none, the line of verdicts says so."""
     if one is None:
         return ""
@@ -384,7 +457,7 @@ def _ours(one: Found | None, times: bool, judged_line: bool) -> str:
     text = _time(one.spread.mean) if times else f"{one.spread.mean:.1f}"
     if not math.isnan(half) and one.target.measure != SECONDS:
         text += f" ± {half:.1f}"
-    return text + marks(one.flags)
+    return Number(text, one.flags)
 
 
 def _published_mean(table: PaperTable, row: int, values: list[float | None]) -> list[str]:
@@ -397,12 +470,15 @@ def _published_mean(table: PaperTable, row: int, values: list[float | None]) -> 
     return [_points(printed)]
 
 
-def _our_mean(table: PaperTable, line: Line) -> list[str]:
+def _our_mean(table: PaperTable, line: Line) -> list[str | Number]:
     """Of the columns, if there is a figure in each."""
     if not table.means:
         return []
-    whole = [one.spread.mean for one in line if one is not None and one.values]
-    return [f"{sum(whole) / len(whole):.1f}" if len(whole) == len(line) else MISSING]
+    whole = [one for one in line if one is not None and one.values]
+    if len(whole) != len(line):
+        return [MISSING]
+    mean = sum(one.spread.mean for one in whole) / len(whole)
+    return [Number(f"{mean:.1f}", {flag for one in whole for flag in one.flags})]
 
 
 def _points(value: float | None) -> str:
@@ -434,20 +510,20 @@ def _caption(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
     seconds = all(target.measure == SECONDS for *_, target in table.cells())
     interval = f"± half of the {100 * CONFIDENCE:.0f} % interval (Student's t)"
     if seconds:
-        yield "Ours: seconds of crafting, sample standard deviation (sd) and number of records (n)."
+        yield "Ours: seconds of crafting, with standard deviation (sd) and number of sets (n)."
     else:
         yield (
             f"Ours: clean test accuracy after the last epoch in percent, mean over victim seeds "
             f"{interval}, with sample standard deviation (sd) and number of victims (n); what is "
             f"crafted has seed {scale.base.craft_seed} in all of them."
         )
-    yield _scale(cells, scale)
+    yield scale_text(cells, scale)
     if seconds:
         return
     if not scale.is_paper:
         yield (
-            f"No verdicts on numbers ({MISSING}): they need recipe paper, all images and full "
-            f"width. {SMALL_SCALE}"
+            f"No verdicts on numbers: they need --recipe {table.recipe or 'paper'}, "
+            f"all images and full width. {SMALL_SCALE}"
         )
         return
     bands = Counter(t.tolerance for *_, t in table.cells() if t.published is not None)
@@ -459,7 +535,8 @@ def _caption(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
     )
 
 
-def _scale(cells: Cells, scale: Scale) -> str:
+def scale_text(cells: Cells, scale: Scale) -> str:
+    """Recipe, images, width and precision in a sentence."""
     recipe = scale.expansion.recipe
     images = "all" if recipe.train_images is None else str(recipe.train_images)
     done = [one for found in cells.values() for one in found.group.done]
@@ -471,14 +548,17 @@ def _scale(cells: Cells, scale: Scale) -> str:
     )
 
 
-def _told(table: PaperTable, cells: Cells) -> Iterator[str]:
+def _told(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
     """What the targets file says of cells, and why some were not run, with where that holds."""
     yield _sentence(table.trained)
+    if not scale.is_of(table) and not scale.is_paper:
+        advice = f"; --recipe {table.recipe} is that of the published ones" if table.recipe else ""
+        yield f"Ours are of recipe {scale.expansion.recipe_label}{advice}."
     yield from map(_sentence, table.quirks)
     kinds: list[tuple[str, Callable[[Found], Iterable[str]]]] = [
         ("Quoted", lambda one: [one.target.quoted] if one.target.quoted else []),
         ("", lambda one: one.target.quirks),
-        ("Named beforehand", lambda one: one.target.named),
+        ("Named beforehand", lambda one: one.named),
         ("Not run", lambda one: [one.reason] if one.reason else []),
     ]
     for kind, of in kinds:
@@ -488,7 +568,7 @@ def _told(table: PaperTable, cells: Cells) -> Iterator[str]:
                 places[text].add(place)
         for text, where in places.items():
             start = f"{kind}: " if kind else ""
-            yield f"{start}{_where(table, where, cells)}: {text.removesuffix('.')}."
+            yield f"{start}{where_text(table, where, cells)}: {text.removesuffix('.')}."
 
 
 def _sentence(text: str) -> str:
@@ -496,7 +576,7 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
 
 
-def _where(table: PaperTable, places: set[tuple[int, int]], cells: Cells) -> str:
+def where_text(table: PaperTable, places: set[tuple[int, int]], cells: Cells) -> str:
     """A set of cells in words: whole rows and columns by their names."""
     if places == set(cells) and len(places) > 1:
         return "all"
@@ -537,19 +617,20 @@ def _numbers(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[dict[str
             "precision": " ".join(sorted({r["precision"] for r in one.group.done})),
             "seeds": " ".join(str(r["seed"]) for r in one.group.done),
             "n": ours.n,
-            "mean": _rounded(ours.mean),
-            "sd": _rounded(ours.sd),
-            "ci95_low": _rounded(ours.mean - one.half),
-            "ci95_high": _rounded(ours.mean + one.half),
-            "difference": _rounded(one.difference),
+            "mean": rounded(ours.mean),
+            "sd": rounded(ours.sd),
+            "ci95_low": rounded(ours.mean - one.half),
+            "ci95_high": rounded(ours.mean + one.half),
+            "difference": rounded(one.difference),
             "verdict": "" if one.verdict == MISSING else one.verdict,
-            "named": "; ".join(target.named),
-            "flags": " ".join(flag.name for flag in one.flags),
+            "named": "; ".join(one.named),
+            "flags": flag_names(one.flags),
             "reason": one.reason,
         }
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
+    """For machines, without the dust of binary fractions."""
     return None if value is None or math.isnan(value) else round(value, 4)
 
 
@@ -664,7 +745,7 @@ def paper_claims_table(table: PaperTable, found: Sequence[Judgement], scale: Sca
     small = () if scale.is_paper else (SMALL_SCALE,)
     return Table(
         name=f"paper-{table.paper}-{table.name}-claims",
-        caption=(caption, _scale({}, scale), *small),
+        caption=(caption, scale_text({}, scale), *small),
         cells=frame(["claim", "where", "above", "below", "verdict"], lines),
         lead=2,
         step=3,
@@ -675,9 +756,9 @@ def paper_claims_table(table: PaperTable, found: Sequence[Judgement], scale: Sca
                 "claim": one.claim.says,
                 "where": one.where,
                 "above": one.lowest,
-                "above_low": _rounded(one.floor),
+                "above_low": rounded(one.floor),
                 "below": one.highest,
-                "below_high": _rounded(one.ceiling),
+                "below_high": rounded(one.ceiling),
                 "verdict": WORDS[one.holds],
                 "absent": " ".join(one.absent),
             }

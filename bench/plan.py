@@ -13,24 +13,27 @@ from bench.component import build, canonical, parse_one
 from bench.errors import UsageError
 from bench.grid import Cell, CraftJob, SurrogateJob, TrainingData
 from bench.method import Method
-from bench.network import Arch, Precision, freeze
+from bench.network import (
+    PASSES_PER_GRADIENT,
+    PASSES_PER_TRAINING_STEP,
+    Arch,
+    Precision,
+    freeze,
+)
 from bench.registry import ARCHS, METHODS
 from bench.store import Artifact, Store, key_of
+from bench.study import StudyJob
 
-Job = SurrogateJob | CraftJob | Cell
-PASSES_PER_TRAINING_STEP = 3
-"""Forward, and backward to weights and to activations, in forward passes."""
-PASSES_PER_GRADIENT = 2
-"""Forward, and backward to the images alone."""
+Job = SurrogateJob | CraftJob | Cell | StudyJob
 
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to make: a surrogate training, a crafted set, or a victim's record.
+    """One thing to make: a surrogate training, a crafted set, or the record of a victim or study.
 
     Attributes:
         key: of its identity.
-        kind: `surrogate`, `craft` or `victim`.
+        kind: `surrogate`, `craft`, `victim` or `study`.
         title: for progress lines.
         job: what to make.
         flop: estimated work.
@@ -57,13 +60,15 @@ class Plan:
 
     Attributes:
         cells: all cells of the grid.
-        recorded: keys of the cells that have a record already.
+        studies: all studies that were asked for.
+        recorded: keys of the cells and studies that have a record already.
         tasks: the rest, and what they need, each after what it needs.
         cached: titles of crafted sets and surrogates that are in the store already.
         notes: lines worth telling, such as damaged files that will be made again.
     """
 
     cells: list[Cell]
+    studies: list[StudyJob] = field(default_factory=list)
     recorded: set[str] = field(default_factory=set)
     tasks: dict[str, Task] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
@@ -83,17 +88,28 @@ class Plan:
         return chain
 
 
-def make_plan(cells: Iterable[Cell], data: TrainingData, store: Store, results: Path) -> Plan:
+def make_plan(
+    cells: Iterable[Cell],
+    data: TrainingData,
+    store: Store,
+    results: Path,
+    studies: Iterable[StudyJob] = (),
+) -> Plan:
     """Compare a grid with the records and the store."""
-    plan = Plan(list(cells))
+    plan = Plan(list(cells), list(studies))
     planner = _Planner(plan, data, store)
     for cell in plan.cells:
         if _is_recorded(cell, results, plan.notes):
             plan.recorded.add(cell.key)
         else:
             planner.add_cell(cell)
+    for job in plan.studies:
+        if _is_recorded(job, results, plan.notes):
+            plan.recorded.add(job.key)
+        else:
+            planner.add_study(job)
     # Surrogates first, then crafted sets, then victims: each after what it needs.
-    order = {"surrogate": 0, "craft": 1, "victim": 2}
+    order = {"surrogate": 0, "craft": 1, "victim": 2, "study": 3}
     plan.tasks = dict(sorted(planner.tasks.items(), key=lambda item: order[item[1].kind]))
     return plan
 
@@ -121,6 +137,15 @@ class _Planner:
         tested *= cell.defense.prediction_cost()
         work = forward * (PASSES_PER_TRAINING_STEP * images * cell.defense.cost() + tested)
         self.tasks[cell.key] = Task(cell.key, "victim", cell.title, cell, work, 0, needs)
+
+    def add_study(self, job: StudyJob) -> None:
+        """A measurement, and what it needs."""
+        needs = {key for one in job.surrogates if (key := self._surrogate(one))}
+        for label, crafting in job.crafted:
+            if self._craft(crafting, label):
+                needs.add(key_of(crafting.identity))
+        work = job.study.work(job, self._data, self._cost)
+        self.tasks[job.key] = Task(job.key, "study", job.title, job, work, 0, frozenset(needs))
 
     def _craft(self, job: CraftJob, label: str) -> bool:
         """Plan a crafted set; returns whether it is still to be made."""
@@ -264,8 +289,9 @@ def artifact_of(store: Store, job: SurrogateJob | CraftJob) -> Artifact:
     return store.artifact(kind, job.slug, job.identity)
 
 
-def _is_recorded(cell: Cell, results: Path, notes: list[str]) -> bool:
-    file = record.find(results, cell.key)
+def _is_recorded(cell: Cell | StudyJob, results: Path, notes: list[str]) -> bool:
+    room = record.CELLS if isinstance(cell, Cell) else record.STUDIES
+    file = record.find(results, cell.key, room)
     if file is None:
         return False
     try:
@@ -273,7 +299,7 @@ def _is_recorded(cell: Cell, results: Path, notes: list[str]) -> bool:
     except record.NewerRecordError:
         raise
     except UsageError:
-        notes.append(f"record {file} is damaged; the cell runs again")
+        notes.append(f"record {file} is damaged; it is made again")
         return False
     if found["key"] != cell.key or key_of(found["identity"]) != cell.key:
         raise UsageError(f"record {file} is not what its name says; move it away")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.files import write_with
+from bench.flags import Number, flags, settle
 from bench.record import CLEAN_PART, CONTROL
 from bench.summary import Column, Group, Row, Summary
 from bench.tables import chance, scale, verdict
@@ -27,6 +28,8 @@ SHORT_RUN = 20
 LONGEST_LABEL = 24
 LETTERS_PER_INCH = 17.5
 """How much of a caption fits into a line."""
+USUAL_LINES, LINE_HEIGHT = 4, 0.13
+"""Lines of a caption that every figure has room for, and the height of one more, in inches."""
 NAME_HEIGHT = 12.9
 """Height of a method's name in percent of a panel one inch high."""
 
@@ -130,12 +133,12 @@ def _curves(
         figure = Figure(figsize=(7.2, 1.1 + height * len(columns)), layout="constrained")
         grid = figure.subplots(len(columns), len(PANELS), sharex=True, sharey=True, squeeze=False)
         for column, line in zip(columns, grid, strict=True):
-            ends: list[_End] = []
+            ends: list[End] = []
             for axes, field in zip(line, PANELS, strict=True):
                 ends = _draw_lines(axes, summary, rows, column, looks, field)
                 axes.axhline(100 * chance(summary), color=GREY, linestyle=":", linewidth=1)
             # Only the panel on the right, of test accuracy, has room beside it.
-            _name_ends(line[-1], ends, 100 * chance(summary), gap=NAME_HEIGHT / height)
+            name_ends(line[-1], ends, 100 * chance(summary), gap=NAME_HEIGHT / height)
             line[0].set_ylabel(f"{column}\naccuracy (%)")
         for axes, name in zip(grid[0], PANELS.values(), strict=True):
             axes.set_title(name)
@@ -155,8 +158,8 @@ def _seeds(summary: Summary, rows: Iterable[Row], columns: Sequence[Column]) -> 
 
 
 @dataclass(frozen=True)
-class _End:
-    """Where a method's line ends."""
+class End:
+    """Where a line ends, and whose it is."""
 
     label: str
     colour: str
@@ -171,7 +174,7 @@ def _draw_lines(
     column: Column,
     looks: Mapping[str, Style],
     field: str,
-) -> list[_End]:
+) -> list[End]:
     """Draw a line a method, the mean of its seeds, with a band from the lowest to the highest."""
     ends = []
     for row in rows:
@@ -196,7 +199,7 @@ def _draw_lines(
         if any(len(values) > 1 for values in points.values()):
             lows, highs = (list(map(edge, points.values())) for edge in (min, max))
             axes.fill_between(epochs, lows, highs, color=look.colour, alpha=0.15, linewidth=0)
-        ends.append(_End(label, look.colour, epochs[-1], means[-1]))
+        ends.append(End(label, look.colour, epochs[-1], means[-1]))
     return ends
 
 
@@ -210,10 +213,12 @@ def _points(group: Group, field: str) -> dict[int, list[float]]:
     return dict(sorted(values.items()))
 
 
-def _name_ends(axes: Axes, ends: Iterable[_End], chance_percent: float, gap: float) -> None:
-    """Write each method's name beside the end of its line, `gap` apart where lines meet."""
-    last = max((end.epoch for end in ends), default=1)
-    places = [*ends, _End("chance", GREY, last, chance_percent)]
+def name_ends(axes: Axes, ends: Iterable[End], chance_percent: float | None, gap: float) -> None:
+    """Write each line's name beside its end, `gap` apart where lines meet; chance's, too."""
+    places = list(ends)
+    if chance_percent is not None:
+        last = max((end.epoch for end in places), default=1)
+        places.append(End("chance", GREY, last, chance_percent))
     places.sort(key=lambda end: (-end.percent, end.label))
     heights = move_apart([end.percent for end in places], gap=gap, low=1, high=99)
     for end, height in zip(places, heights, strict=True):
@@ -321,9 +326,12 @@ def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) 
         grid = figure.subplots(
             len(parts), len(columns), sharex=True, squeeze=False, height_ratios=heights
         )
+        texts, marked = settle([_mean(summary, row, c) for c in columns] for row in summary.rows)
+        means = dict(zip(summary.rows, texts, strict=True))
         for (label, rows), line in zip(parts.items(), grid, strict=True):
-            for column, axes in zip(columns, line, strict=True):
-                _draw_dots(axes, summary, rows, column, looks)
+            for place, (column, axes) in enumerate(zip(columns, line, strict=True)):
+                beside = [means[row][place] for row in rows]
+                _draw_dots(axes, summary, rows, column, looks, beside)
             names = [brief(summary.method_label(row)) for row in rows]
             line[0].set_yticks(range(len(rows)), names)
             line[0].set_ylabel(label if len(parts) > 1 else "")
@@ -332,7 +340,7 @@ def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) 
         for axes in grid[-1]:
             axes.set_xlabel("accuracy (%)")
         title = f"final clean test accuracy, {_seeds(summary, summary.rows, columns)}"
-        entitle(figure, summary, title, [OVERVIEW_NOTE])
+        entitle(figure, summary, title, [OVERVIEW_NOTE, *marked])
     return figure
 
 
@@ -343,24 +351,35 @@ def _overview_size(parts: Mapping[str, Sequence[Row]], columns: Sized) -> tuple[
     return max(1.4 + panel * len(columns), 4.6), 1.3 + 0.21 * lines + 0.3 * len(parts)
 
 
+def _mean(summary: Summary, row: Row, column: Column) -> str | Number:
+    """What stands beside the dots of a row."""
+    group = summary.group(row, column)
+    if not group.done:
+        return verdict(group) if group.failed else ""
+    mean = 100 * group.spread("final_test_acc").mean
+    return Number(f"{mean:.1f}", flags(group, summary.control(row, column)))
+
+
 def _draw_dots(
-    axes: Axes, summary: Summary, rows: Sequence[Row], column: Column, looks: Mapping[str, Style]
+    axes: Axes,
+    summary: Summary,
+    rows: Sequence[Row],
+    column: Column,
+    looks: Mapping[str, Style],
+    texts: Sequence[str],
 ) -> None:
     """Fill one panel of the overview."""
     axes.axvline(100 * chance(summary), color=GREY, linestyle=":", linewidth=1)
     control = summary.control(rows[0], column).spread("final_test_acc")
     if control.n:
         axes.axvline(100 * control.mean, color="#000000", linestyle=(0, (4, 2)), linewidth=0.7)
-    for place, row in enumerate(rows):
-        group = summary.group(row, column)
-        values = [100 * record["final_test_acc"] for record in group.done]
+    for place, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        values = [100 * record["final_test_acc"] for record in summary.group(row, column).done]
         colour = looks[summary.method_label(row)].colour
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=3.5, alpha=0.6)
-        text = verdict(group) if group.failed else ""
         if values:
             mean = sum(values) / len(values)
             axes.plot([mean], [place], "|", color=colour, markersize=10, markeredgewidth=2)
-            text = f"{mean:.1f}"
         beside = axes.get_yaxis_transform()
         axes.text(1.02, place, text, color=GREY, fontsize=7, va="center", transform=beside)
     axes.set_xlim(0, 100)
@@ -371,10 +390,17 @@ def _draw_dots(
 
 def entitle(figure: Figure, summary: Summary, title: str, notes: Iterable[str] = ()) -> None:
     """The title above, the scale below: a picture that is copied takes its scale along."""
-    figure.suptitle(f"{summary.context.dataset} · {title}", fontsize=9)
+    caption_figure(figure, f"{summary.context.dataset} · {title}", [*scale(summary), *notes])
+
+
+def caption_figure(figure: Figure, title: str, notes: Iterable[str]) -> None:
+    """A title above and notes below; where these are long the figure grows by their height."""
+    figure.suptitle(title, fontsize=9)
     width = int(figure.get_figwidth() * LETTERS_PER_INCH)
-    caption = textwrap.fill(" ".join([*scale(summary), *notes]), width, break_on_hyphens=False)
-    figure.supxlabel(caption, fontsize=6.5, color=GREY, x=0.01, ha="left")
+    lines = textwrap.wrap(" ".join(notes), width, break_on_hyphens=False)
+    figure.supxlabel("\n".join(lines), fontsize=6.5, color=GREY, x=0.01, ha="left")
+    longer = max(len(lines) - USUAL_LINES, 0)
+    figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * longer)
 
 
 def _thinned(summary: Summary) -> list[str]:

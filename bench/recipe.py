@@ -20,10 +20,11 @@ class Recipe(Component):
     """`exact`: fp32, TF32 on a GPU. `fast`: bf16 where the machine computes in it, else fp32."""
 
     epochs: int = setting(120, "passes over the training images")
-    batch_size: int = setting(128, "images per step; the last, partial batch is kept")
+    batch_size: int = setting(128, "images per step; the last batch may be partial")
     lr: float = setting(0.1, "highest learning rate")
     schedule: Literal["steps", "cosine", "onecycle"] = setting("steps", "course of the rate")
-    milestones: tuple[int, ...] = setting((75, 90), "epochs at which `steps` divides it by ten")
+    milestones: tuple[int, ...] = setting((75, 90), "epochs at which `steps` lowers it")
+    decay: float = setting(0.1, "what `steps` multiplies it by at each milestone", added=True)
     warmup_epochs: float = setting(1.0, "epochs of linear rise, step by step")
     momentum: float = setting(0.9, "of SGD")
     nesterov: bool = setting(False, "Nesterov's form of momentum")
@@ -32,6 +33,8 @@ class Recipe(Component):
     optimizer: Literal["sgd", "adamw"] = setting(
         "sgd", "what steps; `adamw` has no momentum to set, and weight decay apart", added=True
     )
+    shuffle: bool = setting(True, "draw a new order of the images for every epoch", added=True)
+    drop_last: bool = setting(False, "leave a partial last batch out", added=True)
     crop_padding: int = setting(4, "largest shift of a random crop, in pixels")
     crops: Literal["whole", "bilinear"] = setting(
         "whole", "shift by whole pixels into black, or by fractions into the mean colour"
@@ -44,7 +47,7 @@ class Recipe(Component):
     )
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "lr", "width"):
+        for key in ("epochs", "batch_size", "lr", "decay", "width"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key}={getattr(self, key)} must be above 0")
         for key in ("momentum", "weight_decay", "crop_padding", "warmup_epochs"):
@@ -65,12 +68,18 @@ class Recipe(Component):
             share = min((progress + step) / self.warmup_epochs, 1.0)
             return self.lr * (0.01 + 0.99 * share)
         if self.schedule == "steps":
-            return self.lr * 0.1 ** sum(progress >= milestone for milestone in self.milestones)
+            passed = sum(progress >= milestone for milestone in self.milestones)
+            return self.lr * self.decay**passed
         rest = max(self.epochs - self.warmup_epochs, 1e-9)
         done = min((progress - self.warmup_epochs) / rest, 1.0)
         if self.schedule == "cosine":
             return self.lr * (1 + math.cos(math.pi * done)) / 2
         return self.lr * max(1 - done, 0.0)
+
+    def steps(self, images: int) -> int:
+        """Steps of an epoch on so many images, one at least."""
+        whole, rest = divmod(images, self.batch_size)
+        return whole if whole and self.drop_last else whole + (rest > 0)
 
     def with_adamw(self) -> Self:
         """The same course with AdamW at OPS's 5e-4 and weight decay 3e-2, as transformers need it.
@@ -90,6 +99,10 @@ class Recipe(Component):
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return {key: value for key, value in values.items() if value != getattr(given, key)}
 
+
+PUBLISHED = {"paper": 120, "cuda": 100, "ops": 200, "iss": 60, "apbench": 200}
+"""Recipes that papers trained their victims by, with their epochs, for reports, which know records
+and no classes."""
 
 FOWL = Recipe(epochs=40, milestones=(14, 24, 35), warmup_epochs=0, nesterov=True, crops="bilinear")
 """How Fowl et al. (2021) train the networks that their protections craft with."""

@@ -1,4 +1,4 @@
-"""One JSON file a cell: the evidence that every table and plot is made from."""
+"""One JSON file a cell, or a study: the evidence that every table and plot is made from."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 CONTROL = "clean"
 """The method that every grid contains and every other is compared with."""
+CELLS, STUDIES = "cells", "studies"
+"""Rooms of a results folder: records of victims, and records of measurements that are none."""
 CLEAN_PART = "clean-part"
 """The control of a partial protection: its victims are trained on the unprotected images alone."""
 
@@ -96,6 +98,7 @@ LATER_FIELDS: dict[str, tuple[type, ...]] = {
     "defense_deviations": (dict,),
     "defense_notes": (list,),
     "defense_facts": (dict,),
+    "separability": (float, type(None)),
 }
 """Fields that records of before do not have.
 
@@ -106,7 +109,40 @@ and the share of the latter that is taken for that class (`next_followed`); None
 nothing to carry. `side_information` is what the defense knows beyond the released images,
 `defense_deviations` the settings in which it departs from its paper, `defense_notes` what else a
 reader should know of it in a few words, and `defense_facts` what can be said of it beforehand, such
-as a privacy guarantee.
+as a privacy guarantee. `separability` is how often a linear rule tells the class from the
+perturbation alone, see `bench.separability`; None where nothing was changed, or in one class only.
+"""
+
+
+STUDY_FIELDS: dict[str, tuple[type, ...]] = {
+    "schema": (int,),
+    "key": (str,),
+    "identity": (dict,),
+    "study": (str,),
+    "study_settings": (dict,),
+    "subject": (str,),
+    "dataset": (str,),
+    "dataset_digest": (str,),
+    "recipe": (str,),
+    "recipe_label": (str,),
+    "recipe_settings": (dict,),
+    "precision": (str,),
+    "seed": (int, type(None)),
+    "craft_seed": (int, type(None)),
+    "status": (str,),
+    "values": (dict,),
+    "seconds": (float, int),
+    "core_seconds": (float, int),
+    "finished": (str,),
+    "commit": (str,),
+    "versions": (dict,),
+    "device": (dict,),
+}
+"""Every field of a study's record and the types it may have.
+
+`subject` is what was measured, such as the method whose surrogates were looked at; `values` what
+came of it, described by the study. `seed` and `craft_seed` are None where nothing of the kind was
+drawn. Where a study needs no images, data set and recipe are empty.
 """
 
 
@@ -114,19 +150,19 @@ class NewerRecordError(UsageError):
     """A record that this version cannot read and must not replace."""
 
 
-def path_of(folder: Path, key: str, slug: str) -> Path:
-    """Where the record of a cell lies; the slug is for people, the key decides."""
-    return folder / "cells" / f"{slug}-{key[:12]}.json"
+def path_of(folder: Path, key: str, slug: str, room: str = CELLS) -> Path:
+    """Where the record of a cell or of a study lies; the slug is for people, the key decides."""
+    return folder / room / f"{slug}-{key[:12]}.json"
 
 
-def find(folder: Path, key: str) -> Path | None:
-    """The file of the cell with this key, whatever its slug, or None."""
-    return next(iter(sorted((folder / "cells").glob(f"*-{key[:12]}.json"))), None)
+def find(folder: Path, key: str, room: str = CELLS) -> Path | None:
+    """The file of the record with this key, whatever its slug, or None."""
+    return next(iter(sorted((folder / room).glob(f"*-{key[:12]}.json"))), None)
 
 
-def is_done(folder: Path, key: str) -> bool:
-    """Whether the cell with this key has a whole record, and not one of a failure."""
-    file = find(folder, key)
+def is_done(folder: Path, key: str, room: str = CELLS) -> bool:
+    """Whether there is a whole record with this key, and not one of a failure."""
+    file = find(folder, key, room)
     try:
         return file is not None and read(file)["status"] == "done"
     except UsageError:
@@ -134,10 +170,11 @@ def is_done(folder: Path, key: str) -> bool:
 
 
 def write(folder: Path, slug: str, record: Mapping[str, Any]) -> Path:
-    """Write a record aside and rename it into place."""
+    """Write a record aside and rename it into place, in the room where it belongs."""
     check(record, "this run")
+    key, room = record["key"], STUDIES if "study" in record else CELLS
     # A record that is replaced keeps its name, even if the slug is another by now.
-    file = find(folder, record["key"]) or path_of(folder, record["key"], slug)
+    file = find(folder, key, room) or path_of(folder, key, slug, room)
     write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return file
 
@@ -154,7 +191,7 @@ def read(file: Path) -> dict[str, Any]:
         raise UsageError(
             f"record {file} cannot be read ({error}); delete it and the cell runs again"
         ) from None
-    if isinstance(record, dict):
+    if isinstance(record, dict) and "study" not in record:
         record = copy.deepcopy(ADDED) | record
     check(record, str(file))
     return record
@@ -169,7 +206,8 @@ def check(record: Any, where: str) -> None:
         )
     if schema != SCHEMA:
         raise UsageError(f"record {where} has schema {schema}, this version reads {SCHEMA}")
-    for name, types in (FIELDS | LATER_FIELDS).items():
+    fields = STUDY_FIELDS if "study" in record else FIELDS | LATER_FIELDS
+    for name, types in fields.items():
         if name not in record:
             if name in LATER_FIELDS:
                 continue
@@ -178,14 +216,17 @@ def check(record: Any, where: str) -> None:
             raise UsageError(f"record {where}: '{name}' is a {type(record[name]).__name__}")
 
 
-def read_all(folder: Path, notes: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Every record below a results folder, in order of file name.
+def read_all(
+    folder: Path, notes: list[str] | None = None, room: str = CELLS
+) -> Iterator[dict[str, Any]]:
+    """Every record in a room of a results folder, in order of file name.
 
     Args:
         folder: the one that holds `cells/`.
         notes: takes a line for every file that is no record; without it such a file raises.
+        room: `CELLS` or `STUDIES`.
     """
-    for file in sorted((folder / "cells").glob("*.json")):
+    for file in sorted((folder / room).glob("*.json")):
         try:
             yield read(file)
         except UsageError as error:

@@ -73,6 +73,11 @@ class Registry:
         self._classes: dict[str, type] = {}
         self.plugins: list[Path] = []
 
+    @property
+    def plural(self) -> str:
+        """What several of one kind are called."""
+        return f"{self.kind[:-1]}ies" if self.kind.endswith("y") else f"{self.kind}s"
+
     def register(
         self, name: str, *, argument: str | None = None, in_all: bool = True
     ) -> Callable[[T], T]:
@@ -264,7 +269,8 @@ DEFENSES = Registry("defense", "DEFENSES", "defenses", joinable=True)
 ARCHS = Registry("architecture", "ARCHS", "bench.archs")
 DATASETS = Registry("dataset", "DATASETS", "bench.datasets")
 RECIPES = Registry("recipe", "RECIPES", "bench.recipes")
-REGISTRIES = (METHODS, DEFENSES, ARCHS, DATASETS, RECIPES)
+STUDIES = Registry("study", "STUDIES", "bench.studies")
+REGISTRIES = (METHODS, DEFENSES, ARCHS, DATASETS, RECIPES, STUDIES)
 
 
 def plugin_files() -> list[str]:

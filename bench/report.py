@@ -19,6 +19,8 @@ from bench.summary import Context, Row, Summary, summarise
 from bench.tables import Table, all_tables, details_table, join, main_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from bench.plots import Style
 
 
@@ -64,7 +66,7 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
         tables = [*all_tables(summary), *class_tables(summary)]
         tables += [*defense_tables(summary), *holdout_tables(summary)]
         tables += [claims_table(summary, claims)] if claims else []
-        files += _write_tables(folder / "tables", summary.context, tables)
+        files += write_tables(folder / "tables", tables, f"{summary.context.slug}-")
         files += _write_plots(folder / "plots", summary, looks)
         files += _write_samples(folder, summary)
     axes = find_axes(everything)
@@ -72,7 +74,9 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     asked = {summary.context for summary in chosen}
     axes = [axis for axis in axes if asked & axis.contexts]
     for axis in axes:
-        files += _write_tables(folder / "tables", axis.summary.context, [axis_table(axis)])
+        files += write_tables(
+            folder / "tables", [axis_table(axis)], f"{axis.summary.context.slug}-"
+        )
         files += _write_axis_plots(folder / "plots", axis, line_looks)
     texts = [*_texts(chosen), *map(_axis_text, axes)]
     return Report(text="\n\n".join(texts), files=files)
@@ -95,10 +99,17 @@ def _axis_text(axis: Axis) -> str:
     return f"{heading}\n{'=' * len(heading)}\n\n{table.text()}"
 
 
-def _write_tables(folder: Path, context: Context, tables: Iterable[Table]) -> list[Path]:
+def write_tables(folder: Path, tables: Iterable[Table], prefix: str = "") -> list[Path]:
+    """Write tables as text, Markdown, CSV and LaTeX; returns the files.
+
+    Args:
+        folder: of the tables.
+        tables: each becomes four files of its name.
+        prefix: stands before the names.
+    """
     files = []
     for table in tables:
-        name = f"{context.slug}-{table.name}"
+        name = f"{prefix}{table.name}"
         formats = {
             "txt": table.text(),
             "md": table.markdown(),
@@ -143,10 +154,17 @@ def _write_axis_plots(folder: Path, axis: Axis, looks: Mapping[str, Style]) -> l
 
 
 def _write_samples(folder: Path, summary: Summary) -> list[Path]:
-    """A sheet of the images that every method kept beside the records, where they are the same."""
+    from bench.plots import save_figure
+
+    sheet = sample_sheet(folder, summary)
+    stem = folder / "plots" / f"{summary.context.slug}-samples"
+    return [] if sheet is None else save_figure(sheet, stem)
+
+
+def sample_sheet(folder: Path, summary: Summary) -> Figure | None:
+    """The images that every method kept beside the records, where they are the same; or None."""
     import numpy as np
 
-    from bench.plots import save_figure
     from bench.samples import read_sample, sample_file
     from bench.thumbnails import thumbnail_sheet
 
@@ -166,10 +184,9 @@ def _write_samples(folder: Path, summary: Summary) -> list[Path]:
         if changed and np.array_equal(sample.clean, clean):
             rows.append((label, sample.released))
     if clean is None or not rows:
-        return []
+        return None
     title = f"{summary.context.dataset}: clean and protected images, and their amplified difference"
-    sheet = thumbnail_sheet(clean, rows, title=title)
-    return save_figure(sheet, folder / "plots" / f"{summary.context.slug}-samples")
+    return thumbnail_sheet(clean, rows, title=title)
 
 
 def free_name(name: str, taken: set[str]) -> str:

@@ -25,6 +25,7 @@ from bench.plan import Plan, Task, make_plan
 from bench.progress import Display, duration
 from bench.registry import ROOT, plugin_files
 from bench.session import Opened, Session, cores
+from bench.study import StudyJob
 from bench.work import Workshop
 from bench.worker import Relay, attempt
 
@@ -39,6 +40,7 @@ class Outcome:
         unfinished: how many tasks the time limit left.
         results: folder of the records.
         seconds: on the wall.
+        studies: all studies that were asked for.
     """
 
     cells: list[Cell]
@@ -46,6 +48,7 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     unfinished: int = 0
     seconds: float = 0.0
+    studies: list[StudyJob] = field(default_factory=list)
 
 
 def run(
@@ -106,13 +109,13 @@ def run_session(
     session.check_folders()
     session = replace(session, plugins=tuple(dict.fromkeys([*session.plugins, *plugin_files()])))
     opened = session.open(Loading(stream), lambda made: _say(stream, announcement(made)))
-    plan = make_plan(opened.cells, opened.data, opened.store, session.results)
+    plan = make_plan(opened.cells, opened.data, opened.store, session.results, opened.studies)
     for note in plan.notes:
         stream.write(f"note: {note}\n")
     # Not from what is left to do: a run that is resumed must not compute with other threads.
     session, workers = share_out(session, opened.expansion.device, workers, threads)
     workers = max(1, min(workers, len(plan.tasks)))
-    outcome = Outcome(opened.cells, session.results)
+    outcome = Outcome(opened.cells, session.results, studies=opened.studies)
     if plan.tasks:
         display = Display(plan.flop, len(plan.tasks), stream)
         schedule = _Schedule(opened, plan, session, outcome, display)
@@ -259,6 +262,8 @@ class _Schedule:
 
     def _record_failure(self, task: Task, error: str) -> None:
         """Record the cell, or every cell that waited for it, as failed."""
+        if isinstance(task.job, StudyJob):
+            return  # it has no place in a grid, and is told at the end
         if isinstance(task.job, Cell):
             self._workshop(Monitor()).failed(task.job, error)
             return
@@ -388,8 +393,9 @@ def announcement(expansion: Expansion) -> str:
 
 def summary(outcome: Outcome) -> str:
     """How a run ended, in a line."""
-    done = len(outcome.cells)
-    text = f"{done} cells in {duration(outcome.seconds)}"
+    done = len(outcome.cells) + len(outcome.studies)
+    kind = "studies" if outcome.studies and not outcome.cells else "cells"
+    text = f"{done} {kind} in {duration(outcome.seconds)}"
     if outcome.unfinished:
         text += f"; {outcome.unfinished} tasks left: the same command continues"
     if outcome.failed:

@@ -12,11 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench.component import build, parse_one
 from bench.data import Places, Progress
 from bench.grid import Cell, Expansion, Grid, TrainingData
 from bench.plan import Job
-from bench.registry import ROOT, load_plugin
+from bench.registry import ROOT, STUDIES, load_plugin
 from bench.store import Store, check_writable, key_of
+from bench.study import Study, StudyJob
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Session:
         memory: bytes that each process may take of its GPU, or plan with on a processor; None
             for all there is.
         deadline: seconds since the epoch at which to stop, or None.
+        studies: what is measured instead of the grid's cells, as typed; the grid says on what.
         commit: of the code, taken when the run begins; what is imported later may differ from
             what stands in the folder by then.
     """
@@ -49,6 +52,7 @@ class Session:
     jobs_per_gpu: int = 1
     memory: int | None = None
     deadline: float | None = None
+    studies: tuple[str, ...] = ()
     commit: str = field(default_factory=lambda: commit())
 
     def open(
@@ -72,7 +76,12 @@ class Session:
         places = Places(self.data, self.store / "datasets", self.download, progress)
         splits = expansion.source.load(places)
         data = TrainingData.cut(splits, expansion.recipe, expansion.source)
-        return Opened(expansion, data, expansion.cells(data), Store(self.store))
+        cells, studies = expansion.cells(data), []
+        for typed in self.studies:
+            study: Study = build(STUDIES, parse_one(typed, STUDIES), expansion.recipe.scale)
+            studies += study.jobs(cells)
+        wanted = [] if self.studies else cells
+        return Opened(expansion, data, wanted, Store(self.store), studies)
 
     def check_folders(self) -> None:
         """Raise UsageError if results or store cannot be written."""
@@ -95,25 +104,35 @@ class Session:
         grid: Mapping[str, Any] = values.pop("grid")
         for name in ("results", "store", "data"):
             values[name] = Path(values[name])
-        values["plugins"] = tuple(values["plugins"])
+        for name in ("plugins", "studies"):
+            values[name] = tuple(values[name])
         return cls(grid=Grid(**grid), **values)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A session with its names resolved and its images loaded."""
+    """A session with its names resolved and its images loaded.
+
+    Attributes:
+        cells: to be recorded; none if there are studies.
+        studies: to be recorded.
+    """
 
     expansion: Expansion
     data: TrainingData
     cells: list[Cell]
     store: Store
+    studies: list[StudyJob]
 
     def jobs(self) -> dict[str, Job]:
-        """Everything that may have to be made for the cells, by key, done or not."""
-        found: dict[str, Job] = {}
-        for cell in self.cells:
-            found[cell.key] = cell
-            for crafting in (*cell.crafting.parts, cell.crafting):
+        """Everything that may have to be made for cells and studies, by key, done or not."""
+        found: dict[str, Job] = {one.key: one for one in (*self.cells, *self.studies)}
+        crafted = [cell.crafting for cell in self.cells]
+        for study in self.studies:
+            crafted += [crafting for _, crafting in study.crafted]
+            found |= {key_of(job.identity): job for job in study.surrogates}
+        for whole in crafted:
+            for crafting in (*whole.parts, whole):
                 found[key_of(crafting.identity)] = crafting
                 found |= {key_of(job.identity): job for job in crafting.surrogates}
         return found

@@ -2,6 +2,7 @@
 
     store/surrogates/rn18-0a1b.../   epoch-002.pt ... manifest.json
     store/crafted/sep-2c3d.../       released.npz manifest.json
+    store/scores/sep-6a7b.../        manifest.json, what was measured on a crafted set
     store/victims/sep-rn18-4e5f.../  partial/training.pt, gone when the record is written
 
 A folder counts only once its manifest stands, which is written last and names the SHA-256 of

@@ -21,18 +21,10 @@ Record = Mapping[str, Any]
 CONTROLS = (CONTROL, CLEAN_PART, "sham", "noise")
 """Methods that stand first in tables and plots, in this order; the others follow by name."""
 
-PAPER_EPOCHS = 120
 PAPER_WIDTH = 1.0
 
 LARGEST_FRACTION = 32 / 255
 """Larger radii and steps are not told as multiples of 1/255: they belong to l2 balls."""
-
-LOW_TRAIN = 0.5
-"""The control counts as badly trained when its train accuracy is below this."""
-LOW_CONTROL = 0.1
-"""Under a defense it does when its final test accuracy is less than this above chance."""
-LOW_TRAIN_GAP = 0.1
-"""Any other method does when its train accuracy is this much below the control's."""
 
 
 @dataclass(frozen=True)
@@ -203,29 +195,6 @@ class Group:
             for record in self.done
             if before.get(record["seed"]) is not None and record["final_test_acc"] is not None
         )
-
-    def low_train(self, control: Group) -> bool:
-        """Whether a low test accuracy could be failed training; see `LOW_TRAIN`.
-
-        Under a defense the train accuracy is on images that the defense alters, and says nothing
-        by itself: the control is judged by its test accuracy there, and a method only against the
-        control.
-        """
-        if not self.done:
-            return False
-        first = self.done[0]
-        own, other = (group.spread("final_train_acc").mean for group in (self, control))
-        if first["method"] != CONTROL and not math.isnan(other):
-            limit = other - LOW_TRAIN_GAP
-        elif first["defense"] == "none":
-            limit = LOW_TRAIN
-        elif first["method"] == CONTROL:
-            own = self.spread("final_test_acc").mean
-            limit = 1 / len(first["classes"]) + LOW_CONTROL
-        else:
-            return False
-        # A difference of exactly the gap must not be decided by the last bit of a float.
-        return own < limit - 1e-9
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,14 @@ import math
 import textwrap
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import NOT_RUN
+from bench.flags import Number, flag_names, flags, flags_of_all, settle
+from bench.recipe import PUBLISHED
 from bench.record import CONTROL
 from bench.summary import (
-    LOW_CONTROL,
-    LOW_TRAIN,
-    LOW_TRAIN_GAP,
-    PAPER_EPOCHS,
     PAPER_WIDTH,
     Column,
     Group,
@@ -32,22 +30,20 @@ if TYPE_CHECKING:
 
 TERMINAL_WIDTH = 100
 MISSING = "–"
-LOW, PARTIAL = "†", "‡"
 
 PEAK_NOTE = "peak: best epoch on the test set, an oracle no trainer has."
 SMALL_SCALE = (
     "Small scale: not comparable with published values, and the order inside a family of methods "
     "means nothing."
 )
+SEPARABLE = "separable %"
+SEPARABLE_NOTE = (
+    f"{SEPARABLE}: how often a linear rule, fitted to half of the perturbations, tells the class "
+    "from one of the others."
+)
 SHORTCUT_NOTE = (
     "A shortcut that is a rule is put on the test image; otherwise the perturbation of a training "
     "image of the class is lent to it, which tells what the class's perturbations have in common."
-)
-LOW_NOTE = (
-    f"{LOW}: train accuracy {100 * LOW_TRAIN_GAP:.0f} points or more below the control's "
-    f"(for the control itself: below {100 * LOW_TRAIN:.0f} %; under a defense, since that alters "
-    f"training images, test accuracy less than {100 * LOW_CONTROL:.0f} points above chance); a low "
-    "test accuracy here may be failed training rather than protection."
 )
 
 
@@ -166,6 +162,7 @@ def main_table(summary: Summary) -> Table:
             group, control = summary.group(row, column), summary.control(row, column)
             line += [accuracy(group, control, usual), _drop(row, group, control)]
         lines.append(line)
+    cells, marked = settle(lines)
     caption = (
         f"Clean test accuracy after the last epoch in percent, {over_seeds(usual)}; drop against "
         f"{CONTROL} in percentage points, paired by seed."
@@ -173,10 +170,10 @@ def main_table(summary: Summary) -> Table:
     return Table(
         name="main",
         caption=(caption, *scale(summary)),
-        cells=frame([*row_heads(summary), "budget", *heads], lines),
+        cells=frame([*row_heads(summary), "budget", *heads], cells),
         lead=len(row_heads(summary)) + 1,
         step=2,
-        notes=tuple(_main_notes(summary, lines)),
+        notes=(*marked, *_main_notes(summary, cells)),
         numbers=_numbers(summary, main_numbers),
     )
 
@@ -184,12 +181,14 @@ def main_table(summary: Summary) -> Table:
 def details_table(summary: Summary) -> Table:
     """What stands behind the accuracies: train accuracy, the oracle's peak, number, cost."""
     usual = usual_seeds(summary)
+    scored = any(_separability(group).n for group in summary.groups.values())
     heads = [
         *row_heads(summary),
         "architecture",
         "train %",
         "peak (oracle) %",
         "n",
+        *([SEPARABLE] if scored else []),
         "gradient images",
         "seconds",
     ]
@@ -198,30 +197,32 @@ def details_table(summary: Summary) -> Table:
         group, control = summary.group(row, column), summary.control(row, column)
         if not group.done and not group.failed:
             continue
-        train = percent(group.spread("final_train_acc"))
+        score = _decimals(_percent(_separability(group).mean), 1)
         lines.append(
             [
                 *row_names(summary, row),
                 str(column),
-                train + LOW * group.low_train(control) if group.done else verdict(group),
-                percent(group.spread("peak_test_acc")),
+                _figure(group, control, "final_train_acc"),
+                _figure(group, control, "peak_test_acc") if group.done else MISSING,
                 str(len(group.done)),
+                *([score] if scored else []),
                 _whole(group.spread("crafting_gradient_images").mean),
                 _whole(group.spread("seconds").mean),
             ]
         )
+    cells, marked = settle(lines)
     caption = (
         f"Behind the accuracies: train accuracy after the last epoch and peak test accuracy in "
         f"percent, {over_seeds(usual)}; number n of victims; images through a gradient while "
         "crafting; seconds of training a victim."
     )
-    notes = [PEAK_NOTE, *low_note(lines), *_failures(summary)]
+    notes = [PEAK_NOTE, *([SEPARABLE_NOTE] if scored else []), *marked, *_failures(summary)]
     return Table(
         name="details",
         caption=(caption, *scale(summary)),
-        cells=frame(heads, lines),
+        cells=frame(heads, cells),
         lead=len(row_heads(summary)) + 1,
-        step=len(heads) - len(row_heads(summary)) - 1,
+        step=1,
         notes=tuple(notes),
         numbers=_numbers(summary, _details_numbers, ["crafting_gradient_images"]),
     )
@@ -267,18 +268,21 @@ def shortcut_table(summary: Summary) -> Table:
     keys = ("own_acc", "next_acc", "next_followed")
     lines, numbers = [], []
     for row, column in _cells(summary):
-        found = [r for r in summary.group(row, column).done if r.get("shortcut")]
+        group = summary.group(row, column)
+        found = [r for r in group.done if r.get("shortcut")]
         if not found:
             continue
+        doubts = flags(replace(group, done=tuple(found)), summary.control(row, column))
         spreads = [
             Spread.of(record["final_test_acc"] for record in found),
             *(Spread.of(record["shortcut"][key] for record in found) for key in keys),
         ]
-        lines.append(
-            [*row_names(summary, row), str(column), *map(percent, spreads), str(len(found))]
-        )
+        shown = [Number(percent(spread), doubts) for spread in spreads]
+        lines.append([*row_names(summary, row), str(column), *shown, str(len(found))])
         means = zip(("final_test_acc", *keys), (s.mean for s in spreads), strict=True)
-        numbers.append(cell_names(summary, row, column) | dict(means) | {"n": len(found)})
+        told = {"n": len(found), "flags": flag_names(doubts)}
+        numbers.append(cell_names(summary, row, column) | dict(means) | told)
+    cells, marked = settle(lines)
     caption = (
         "Did the victims learn the shortcut? Accuracy in percent on clean test images, on test "
         "images that carry their own class's perturbation (own) and on such that carry the next "
@@ -289,10 +293,10 @@ def shortcut_table(summary: Summary) -> Table:
     return Table(
         name="shortcut",
         caption=(caption, *scale(summary)),
-        cells=frame(heads, lines),
+        cells=frame(heads, cells),
         lead=len(names) + 1,
         step=len(heads) - len(names) - 1,
-        notes=(SHORTCUT_NOTE,) if lines else (),
+        notes=(SHORTCUT_NOTE, *marked) if lines else (),
         numbers=machine(numbers),
     )
 
@@ -352,12 +356,12 @@ def _protected(summary: Summary) -> list[str]:
 
 
 def is_small(summary: Summary) -> bool:
-    """Whether less was trained than the paper trains: its recipe, images, epochs or width."""
+    """Whether less was trained than its paper trains: its recipe, images, epochs or width."""
     settings = summary.context.settings
     return (
-        summary.context.recipe != "paper"
+        summary.context.recipe not in PUBLISHED
         or settings.get("train_images") is not None
-        or settings.get("epochs", PAPER_EPOCHS) < PAPER_EPOCHS
+        or settings.get("epochs", math.inf) < PUBLISHED[summary.context.recipe]
         or any(column.width < PAPER_WIDTH for column in summary.columns)
     )
 
@@ -382,8 +386,6 @@ def over_seeds(usual: int) -> str:
 
 
 def _main_notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
-    yield from low_note(lines)
-    yield from partial_note(lines)
     yield from _failures(summary)
     if any(MISSING in line for line in lines):
         yield f"{MISSING}: not run, or nothing to compare with."
@@ -410,17 +412,6 @@ def _unused_budgets(summary: Summary) -> Iterator[str]:
                 f"{summary.method_label(row)}: no component moves by more than "
                 f"{fraction(reached)} of its {fraction(row.epsilon)}."
             )
-
-
-def low_note(lines: list[list[str]]) -> list[str]:
-    """What its mark means, if a cell has it."""
-    return [LOW_NOTE] if any(LOW in cell for line in lines for cell in line) else []
-
-
-def partial_note(lines: list[list[str]]) -> list[str]:
-    """What its mark means, if a cell has it."""
-    partial = any(PARTIAL in cell for line in lines for cell in line)
-    return [f"{PARTIAL}: some victims failed; the mean is over the other n."] * partial
 
 
 def _failures(summary: Summary) -> Iterator[str]:
@@ -589,19 +580,31 @@ def not_run(record: Record) -> bool:
     return last_line(record["error"]).startswith(NOT_RUN)
 
 
-def accuracy(group: Group, control: Group, usual: int) -> str:
+def accuracy(group: Group, control: Group, usual: int) -> str | Number:
     """A cell: mean and deviation in percent with marks, and n unless it is the usual one."""
+    number = f" n={len(group.done)}" if len(group.done) != usual else ""
+    return _figure(group, control, "final_test_acc", number)
+
+
+def _figure(group: Group, control: Group, field: str, after: str = "") -> str | Number:
+    """Mean and deviation of a field in percent with marks, or why there is none."""
     if not group.done:
         return verdict(group)
-    marks = LOW * group.low_train(control) + PARTIAL * bool(group.failed)
-    number = f" n={len(group.done)}" if len(group.done) != usual else ""
-    return percent(group.spread("final_test_acc")) + marks + number
+    return Number(percent(group.spread(field)), flags(group, control), after)
 
 
-def _drop(row: Row, group: Group, control: Group) -> str:
-    if row.method == CONTROL:
-        return ""
-    return _decimals(_percent(group.drop(control).mean), 1)
+def _drop(row: Row, group: Group, control: Group) -> str | Number:
+    """What is lost against the control, about which there may be doubts, too."""
+    drop = group.drop(control)
+    if row.method == CONTROL or not drop.n:
+        return "" if row.method == CONTROL else MISSING
+    doubts = flags_of_all([(group, control), (control, control)], drop.n)
+    return Number(_decimals(_percent(drop.mean), 1), doubts)
+
+
+def _separability(group: Group) -> Spread:
+    """The shortcut score of what was crafted, of victims whose records tell it."""
+    return Spread.of(record.get("separability") for record in group.done)
 
 
 def percent(spread: Spread) -> str:
@@ -703,12 +706,13 @@ def main_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
         **hundredths("test_acc_percent", group.spread("final_test_acc")),
         **hundredths("drop_points", drop),
         "drop_n": drop.n,
-        "low_train": group.low_train(control),
+        "flags": flag_names(flags(group, control)),
     }
 
 
 def _details_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
     images = group.spread("crafting_gradient_images").mean
+    score = _separability(group)
     return {
         "n": len(group.done),
         "failed": len(group.failed),
@@ -716,7 +720,8 @@ def _details_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
         **hundredths("peak_oracle_percent", group.spread("peak_test_acc")),
         "crafting_gradient_images": None if math.isnan(images) else round(images),
         "training_seconds": round(group.spread("seconds").mean, 2),
-        "low_train": group.low_train(control),
+        **({"separability": score.mean} if score.n else {}),
+        "flags": flag_names(flags(group, control)),
     }
 
 
@@ -762,7 +767,7 @@ def _cut(items: range, count: int) -> list[range]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*_<`["})
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*_<`[~"})
 
 _LATEX = str.maketrans(
     {
@@ -782,6 +787,10 @@ _LATEX = str.maketrans(
         "†": r"$\dagger$",
         "‡": r"$\ddagger$",
         "‖": r"$\Vert$",
+        "◊": r"$\diamond$",
+        "↑": r"$\uparrow$",
+        "⊂": r"$\subset$",
+        "°": r"$^\circ$",
     }
 )
 

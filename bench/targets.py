@@ -1,6 +1,7 @@
 """What papers published, cell by cell, read from one TOML file a paper in `bench/papers/`.
 
     [paper]                         title, how its victims were trained, and the tolerance
+    recipe = "paper"                what trains as its victims were, if there is such a recipe
     [table4]                        a table by its name, with what all of its cells share
     title = "Table 4: ..."
     epsilon = "2/255"
@@ -17,7 +18,7 @@ is a control of ours. With them stand, in the same places:
     n           runs behind the value, where that is said
     quoted      from where, if it was not measured for this paper
     quirk       what a reader should know of it
-    named       a reason, known beforehand, why ours may differ
+    named       a reason, known beforehand, to expect that ours differs by more than the tolerance
     missing     why this suite cannot run it
     tolerance   in percentage points, instead of the paper's
 
@@ -88,7 +89,7 @@ class Target:
         n: runs behind it, None where that is not said.
         quoted: from where, empty if it was measured for this paper.
         quirks: what a reader should know of it.
-        named: reasons, known beforehand, why ours may differ.
+        named: reasons, known beforehand, to expect that ours differs by more than the tolerance.
         missing: why this suite cannot run it; empty if it can.
     """
 
@@ -141,6 +142,7 @@ class PaperTable:
         title: what it is about.
         source: title of the paper.
         trained: how its victims were trained.
+        recipe: the recipe that does; empty if none does.
         lead: headings of the columns that name a row.
         columns: headings of the others.
         rows: what names each row, a text for each of `lead`.
@@ -155,6 +157,7 @@ class PaperTable:
     title: str
     source: str
     trained: str
+    recipe: str
     lead: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -197,10 +200,16 @@ def titles() -> dict[str, dict[str, str]]:
     """Of every paper the titles of its tables; nothing is checked, so that listing is instant."""
     found = {}
     for name in paper_names():
-        content = _content(FOLDER / f"{name}.toml")
+        content = content_of(FOLDER / f"{name}.toml")
         found[name] = {key: str(table.get("title")) for key, table in content.items()}
         found[name].pop("paper", None)
     return found
+
+
+def recipes() -> dict[str, str]:
+    """Of every paper the recipe by which its victims were trained; empty where there is none."""
+    contents = {name: content_of(FOLDER / f"{name}.toml") for name in paper_names()}
+    return {name: str(content["paper"].get("recipe", "")) for name, content in contents.items()}
 
 
 def find_tables(text: str) -> list[PaperTable]:
@@ -216,18 +225,23 @@ def find_tables(text: str) -> list[PaperTable]:
         if not colon and name not in paper_names() and paper:
             name, table = paper, name
         paper = name
-        tables = read_paper(_known(name, paper_names(), "paper", "--list shows their tables"))
+        tables = read_paper(known_name(name, paper_names(), "paper", "--list shows their tables"))
         if table in ("", ALL):
             found |= {one.label: one for one in tables.values()}
         else:
-            known = _known(table, [*tables, ALL], f"table of {name}", f"write {name}:NAME")
+            known = known_name(table, [*tables, ALL], f"table of {name}", f"write {name}:NAME")
             found[f"{name}:{known}"] = tables[known]
     if not found:
         raise UsageError(f"--paper names nothing; there are: {', '.join(paper_names())}")
     return list(found.values())
 
 
-def _known(name: str, names: Sequence[str], kind: str, advice: str) -> str:
+def known_name(name: str, names: Sequence[str], kind: str, advice: str) -> str:
+    """The name, if it is one of those.
+
+    Raises:
+        UsageError: with the nearest and all others, if it is not.
+    """
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, n=1)
@@ -249,15 +263,29 @@ def read_paper(name: str) -> dict[str, PaperTable]:
 
 def read_file(file: Path) -> dict[str, PaperTable]:
     """Like `read_paper`, from any file."""
-    content = _content(file)
-    about = _Fields(content.pop("paper", None), f"{file.name}: paper")
-    about.only("title", "trained", "below_20", "from_20", "n")
+    content = content_of(file)
+    about = Fields(content.pop("paper", None), f"{file.name}: paper")
+    about.only("title", "trained", "recipe", "below_20", "from_20", "n")
     for name in ("below_20", "from_20"):
         about.value(name)
-    return {key: _table(file, key, value, about) for key, value in content.items()}
+    return {
+        key: _table(file, key, value, about)
+        for key, value in content.items()
+        if not is_figure(value)
+    }
 
 
-def _content(file: Path) -> dict[str, Any]:
+def is_figure(section: Any) -> bool:
+    """Whether a section of a file is a figure, which `bench.published_figures` reads."""
+    return isinstance(section, dict) and "kind" in section
+
+
+def content_of(file: Path) -> dict[str, Any]:
+    """A paper's file as it is.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -266,7 +294,7 @@ def _content(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} is not valid TOML: {error}") from None
 
 
-class _Fields:
+class Fields:
     """A TOML table whose fields are asked for by type."""
 
     def __init__(self, content: Any, where: str) -> None:
@@ -317,21 +345,32 @@ class _Fields:
             raise self.wrong(name, "true or false")
         return value
 
-    def parts(self, name: str, default: list[Any] | None = None) -> list[_Fields]:
+    def parts(self, name: str, default: list[Any] | None = None) -> list[Fields]:
         """A list of tables."""
         value = self.content.get(name, default)
         if not isinstance(value, list):
             raise self.wrong(name, "a list of tables")
-        return [_Fields(v, f"{self.where}.{name}[{i}]") for i, v in enumerate(value)]
+        return [Fields(v, f"{self.where}.{name}[{i}]") for i, v in enumerate(value)]
 
 
 PLACES = tuple(item.name for item in fields(Place))
 FACTS = ("measure", "n", "quoted", "quirk", "named", "missing", "tolerance")
 
 
-def _table(file: Path, name: str, content: Any, about: _Fields) -> PaperTable:
-    table = _Fields(content, f"{file.name}: {name}")
-    own = ("title", "trained", "lead", "mean", "columns", "rows", "cells", "claims", "quirks")
+def _table(file: Path, name: str, content: Any, about: Fields) -> PaperTable:
+    table = Fields(content, f"{file.name}: {name}")
+    own = (
+        "title",
+        "trained",
+        "recipe",
+        "lead",
+        "mean",
+        "columns",
+        "rows",
+        "cells",
+        "claims",
+        "quirks",
+    )
     table.only(*own, *PLACES, *FACTS)
     lead, columns, rows = table.texts("lead"), table.parts("columns"), table.parts("rows")
     with_mean = table.flag("mean")
@@ -360,6 +399,7 @@ def _table(file: Path, name: str, content: Any, about: _Fields) -> PaperTable:
         title=table.text("title"),
         source=about.text("title"),
         trained=table.text("trained", about.text("trained")),
+        recipe=table.text("recipe", about.text("recipe", "")),
         lead=lead,
         columns=heads,
         rows=names,
@@ -372,7 +412,7 @@ def _table(file: Path, name: str, content: Any, about: _Fields) -> PaperTable:
     )
 
 
-def _head(row: _Fields, lead: tuple[str, ...]) -> tuple[str, ...]:
+def _head(row: Fields, lead: tuple[str, ...]) -> tuple[str, ...]:
     head = row.content.get("head")
     head = [head] if isinstance(head, str) else head
     if not isinstance(head, list) or not all(isinstance(part, str) for part in head):
@@ -382,7 +422,7 @@ def _head(row: _Fields, lead: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(head)
 
 
-def _values(row: _Fields, count: int) -> list[float]:
+def _values(row: Fields, count: int) -> list[float]:
     values = row.content.get("values", [math.nan] * count)
     numbers = isinstance(values, list) and all(
         isinstance(v, int | float) and not isinstance(v, bool) for v in values
@@ -395,9 +435,9 @@ def _values(row: _Fields, count: int) -> list[float]:
 
 
 def _single_cells(
-    table: _Fields, rows: Sequence[str], columns: Sequence[str]
-) -> dict[tuple[int, int], list[_Fields]]:
-    found: dict[tuple[int, int], list[_Fields]] = {}
+    table: Fields, rows: Sequence[str], columns: Sequence[str]
+) -> dict[tuple[int, int], list[Fields]]:
+    found: dict[tuple[int, int], list[Fields]] = {}
     for one in table.parts("cells", []):
         one.only("rows", "columns", *PLACES, *FACTS)
         for row in _among(one, "rows", rows):
@@ -407,7 +447,7 @@ def _single_cells(
     return found
 
 
-def _among(part: _Fields, name: str, known: Sequence[str]) -> tuple[str, ...]:
+def _among(part: Fields, name: str, known: Sequence[str]) -> tuple[str, ...]:
     found = part.texts(name)
     for one in found:
         if one not in known:
@@ -417,7 +457,7 @@ def _among(part: _Fields, name: str, known: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def _target(published: float, said: list[_Fields]) -> Target | None:
+def _target(published: float, said: list[Fields]) -> Target | None:
     """A cell from what is said of it, the last one first; None where there is nothing in it."""
     place = _place(said)
     about, *others = said
@@ -450,13 +490,13 @@ def _target(published: float, said: list[_Fields]) -> Target | None:
     )
 
 
-def _said(parts: list[_Fields], name: str) -> tuple[str, ...]:
+def _said(parts: list[Fields], name: str) -> tuple[str, ...]:
     """What each of them says, each once."""
     return tuple(dict.fromkeys(part.text(name) for part in parts if name in part))
 
 
-def _place(said: list[_Fields]) -> Place:
-    found: dict[str, tuple[_Fields, Any]] = {}
+def _place(said: list[Fields]) -> Place:
+    found: dict[str, tuple[Fields, Any]] = {}
     for part in said:
         found |= {name: (part, part.content[name]) for name in PLACES if name in part}
     dataset = found["dataset"][0].text("dataset") if "dataset" in found else Place.dataset
@@ -480,7 +520,7 @@ def _place(said: list[_Fields]) -> Place:
     return Place(**chosen)
 
 
-def _claim(one: _Fields, rows: Sequence[str], columns: Sequence[str]) -> Claim:
+def _claim(one: Fields, rows: Sequence[str], columns: Sequence[str]) -> Claim:
     one.only("says", "above", "below", "only", "factor", "under")
     above, below = one.texts("above", ()), one.texts("below")
     if not below or not (above or "under" in one) or ("under" in one and "factor" in one):

@@ -49,18 +49,22 @@ class Batches:
         self._mean_colour = torch.tensor(dataset.mean, device=device).reshape(1, 3, 1, 1)
 
     def __len__(self) -> int:
-        return -(-self._count // self._recipe.batch_size)
+        return self._recipe.steps(self._count)
 
     def epoch(self, draws: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, shuffled, as ((b, 3, h, w) float32 in [0, 1], (b,) int64)."""
+        """Every image once, as ((b, 3, h, w) float32 in [0, 1], (b,) int64).
+
+        They are shuffled, and a partial batch is last, unless the recipe says otherwise.
+        """
         recipe, count, margin = self._recipe, self._count, (self._padding,) * 4
         # All draws are made on the CPU at once, so that every device sees the same numbers.
-        order = torch.randperm(count, generator=draws).to(self._loader.rows_on)
+        order = torch.randperm(count, generator=draws) if recipe.shuffle else torch.arange(count)
+        order = order.to(self._loader.rows_on)
         whole_flip = recipe.flip and not self._bilinear
         crops = Crops.draw(count, self._padding, whole_flip, draws).to(self._device)
         offsets, mirrored = draw_shifts(count, recipe.crop_padding, draws, self._device)
-        for start in range(0, count, recipe.batch_size):
-            part = slice(start, start + recipe.batch_size)
+        for step in range(len(self)):
+            part = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
             images, labels = self._loader.batch(order[part])
             padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, *margin))
             images = to_unit(cut(padded, crops[part], self._size))
@@ -194,21 +198,31 @@ class Training:
 
     def confusion(self, dataset: ImageDataset) -> Tensor:
         """Counts (classes, classes) int64: row the true class, column the predicted one."""
+        classes = self.network.head.out_features
+        guesses = self.guesses(dataset)
+        counts = torch.zeros(classes * classes, dtype=torch.int64, device=self._device)
+        # Not bincount, which waits for the GPU to tell the largest value.
+        places = dataset.labels.to(self._device) * classes + guesses
+        counts.index_add_(0, places, torch.ones_like(places))
+        return counts.reshape(classes, classes).cpu()
+
+    def guesses(self, dataset: ImageDataset) -> Tensor:
+        """The class that each image is taken for, (n,) int64 on the device."""
         if dataset not in self._loaders:
             self._loaders[dataset] = Loader(dataset, self._device, self._memory)
         loader = self._loaders[dataset]
         size = max(min(EVALUATION_BATCH, 2**21 // math.prod(dataset.image_size)), 16)
-        classes = self.network.head.out_features
-        counts = torch.zeros(classes * classes, dtype=torch.int64, device=self._device)
         draws = self._stream("predict", self._epoch)
         self.network.eval()
         with torch.no_grad():
-            for rows in torch.arange(len(dataset), device=loader.rows_on).split(size):
-                images, labels = loader.batch(rows)
-                guess = self._defense.predict(self.network, to_unit(images), draws).argmax(1)
-                # Not bincount, which waits for the GPU to tell the largest value.
-                counts.index_add_(0, labels * classes + guess, torch.ones_like(labels))
-        return counts.reshape(classes, classes).cpu()
+            return torch.cat(
+                [
+                    self._defense.predict(
+                        self.network, to_unit(loader.batch(rows)[0]), draws
+                    ).argmax(1)
+                    for rows in torch.arange(len(dataset), device=loader.rows_on).split(size)
+                ]
+            )
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on: tensors, numbers and nothing that needs code to load."""

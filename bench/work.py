@@ -1,4 +1,4 @@
-"""Doing one task: train a surrogate, craft a set, or train a victim and write its record."""
+"""Doing one task: train a surrogate, craft a set, train a victim or take a measurement."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ from bench.device import describe, peak_memory, reset_peak_memory, total_memory
 from bench.files import load_tensors, map_member, save_tensors, unnamed_array, write_text
 from bench.grid import Cell, CraftJob, SurrogateJob, held_out
 from bench.imprint import imprinted, protected_classes
-from bench.network import Network, Precision, freeze
-from bench.plan import PASSES_PER_TRAINING_STEP, CostTable, Job, artifact_of
+from bench.network import PASSES_PER_TRAINING_STEP, Network, Precision, freeze
+from bench.plan import CostTable, Job, artifact_of
 from bench.release import release
 from bench.samples import sample_file, write_sample
+from bench.separability import VERSION, separability
 from bench.session import Opened, Session
 from bench.store import Artifact
+from bench.study import StudyJob, Tools
 from bench.train import Training, accuracy
 
 
@@ -75,6 +77,8 @@ class Workshop:
             return self._train_surrogate(job, epochs)
         if isinstance(job, CraftJob):
             return self._craft(job)
+        if isinstance(job, StudyJob):
+            return self._study(job)
         return self._train_victim(job)
 
     def _train_surrogate(self, job: SurrogateJob, epochs: Sequence[int]) -> str:
@@ -206,6 +210,7 @@ class Workshop:
         with working.lock(self._monitor.safe_point):
             if record.is_done(self._results, cell.key):
                 return "was recorded"
+            score = self._separability(cell.crafting, crafted)  # no part of the training's time
             clock = Clock(working)
             asked = self.describe(cell)  # before hours of training: a plug-in may fail in it
             facts = self._facts(crafted)
@@ -220,17 +225,7 @@ class Workshop:
                 held = None
 
             def begin() -> Training:
-                return Training(
-                    cell.arch,
-                    released,
-                    cell.recipe,
-                    cell.defense,
-                    cell.seed,
-                    "victim",
-                    self._device,
-                    cell.precision,
-                    self._memory,
-                )
+                return self._victim(cell, released)
 
             curve, counts, training = self._curve(cell, begin, held, working, clock)
             final = curve[-1]
@@ -245,6 +240,7 @@ class Workshop:
                 "confusion": counts.tolist(),
                 "shortcut": self._shortcut(cell, training, crafted),
                 "audit": facts["audit"],
+                "separability": score,
                 "crafted_key": crafted.key,
                 "crafting_gradient_images": facts["gradient_images"],
                 "crafting_seconds": facts["seconds"],
@@ -255,6 +251,52 @@ class Workshop:
             record.write(self._results, cell.slug, made)
             working.discard()
         return f"test {final['test_acc']:.1%}, train {final['train_acc']:.1%}"
+
+    def _victim(self, cell: Cell, released: ImageDataset) -> Training:
+        """A cell's training, at its beginning."""
+        return Training(
+            cell.arch,
+            released,
+            cell.recipe,
+            cell.defense,
+            cell.seed,
+            "victim",
+            self._device,
+            cell.precision,
+            self._memory,
+        )
+
+    def _study(self, job: StudyJob) -> str:
+        working = self._store.artifact("studies", job.slug, job.identity)
+        crafted = dict(job.crafted)
+
+        def begin() -> Training:
+            assert job.victim is not None, "a study that trains names the cell it repeats"
+            return self._victim(job.victim, self._data.train)
+
+        with working.lock(self._monitor.safe_point):
+            if record.is_done(self._results, job.key, record.STUDIES):
+                return "was recorded"
+            clock = Clock(working)
+            tools = Tools(
+                job,
+                self._data.train,
+                self._device,
+                lambda number: self._trained(job.surrogates[number], "fp32"),
+                lambda label: self._released(artifact_of(self._store, crafted[label])),
+                begin,
+                self._cost,
+                working.partial,
+                self._memory,
+                _Timed(self._monitor, clock),
+            )
+            values = job.study.measure(tools)
+            made = {**job.describe(), "status": "done", "values": values, **clock.read()}
+            record.write(
+                self._results, job.slug, {**made, **provenance(self._device, self._commit)}
+            )
+            working.discard()
+        return "measured"
 
     def _curve(
         self,
@@ -330,11 +372,25 @@ class Workshop:
             "next_followed": followed / max(int(other.sum()), 1),
         }
 
-    def _facts(self, crafted: Artifact) -> dict[str, Any]:
-        """What was measured when a set was crafted."""
-        manifest = crafted.manifest()
+    def _separability(self, job: CraftJob, crafted: Artifact) -> float | None:
+        """The shortcut score of a crafted set, taken for whichever victim comes first."""
+        identity = {"kind": "separability", "version": VERSION, "crafted": crafted.key}
+        score = self._store.artifact("scores", job.slug, identity)
+        with score.lock(self._monitor.safe_point):
+            if score.manifest() is None:
+                train, released = self._data.train, self._released(crafted)
+                mask = job.mask(train.labels)
+                value = separability(
+                    train.images, released.images, train.labels, mask, self._device
+                )
+                score.publish({}, {"value": value, **provenance(self._device, self._commit)})
+            return self._facts(score)["value"]
+
+    def _facts(self, artifact: Artifact) -> dict[str, Any]:
+        """What was measured when it was made."""
+        manifest = artifact.manifest()
         if manifest is None:
-            raise RuntimeError(f"{crafted.folder} is damaged; the next call makes it again")
+            raise RuntimeError(f"{artifact.folder} is damaged; the next call makes it again")
         return manifest["facts"]
 
     def _released(self, crafted: Artifact) -> ImageDataset:

@@ -18,7 +18,8 @@ def found(*records: dict[str, Any]) -> Summary:
 
 def made(method: str, counts: list[list[int]], seed: int = 0, **others: Any) -> dict[str, Any]:
     protected = {} if method == "clean" else {"protected_classes": [0, 2]}
-    return record(method, confusion=counts, classes=CLASSES, seed=seed, **{**protected, **others})
+    more = {"test": 0.6, **protected, **others}
+    return record(method, confusion=counts, classes=CLASSES, seed=seed, **more)
 
 
 def test_by_hand() -> None:
@@ -28,9 +29,13 @@ def test_by_hand() -> None:
     (table,) = class_tables(summary)
     cells = table.cells.set_index("method")
     assert list(cells.loc["clean"]) == ["rn18 ×1/4", "65.0", "90.0", "1"]  # 13 of 20, 9 of 10
-    assert list(cells.loc["sep"]) == ["rn18 ×1/4", "20.0 ± 0.0", "90.0 ± 14.1", "2"]
+    assert list(cells.loc["sep"]) == ["rn18 ×1/4", "20.0 ± 0.0¶", "90.0 ± 14.1¶", "2"]
+    # The first victim takes 22 of 30 images for b.
+    assert any(note.startswith("¶: a victim predicts one class") for note in table.notes)
+    assert "all numbers: fewer than 3 victim seeds." in table.notes
     numbers = table.numbers.set_index("method")
     assert numbers.loc["sep", "protected_acc"] == pytest.approx(0.2)
+    assert numbers.loc["sep", "flags"] == "class-collapse few-seeds"
     assert "protected classes a, c" in " ".join(table.caption)
 
 

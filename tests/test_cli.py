@@ -204,7 +204,7 @@ def test_description_of_a_defense_tells_what_it_knows_and_costs(
 def test_lists_and_descriptions(capsys) -> None:
     assert run_bench.main(["--list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert set(listed) == {"method", "defense", "architecture", "dataset", "recipe"}
+    assert set(listed) == {"method", "defense", "architecture", "dataset", "recipe", "study"}
     assert run_bench.main(["--describe", "sep-fa-vr"]) == 0
     text = capsys.readouterr().out
     for words in ("checkpoints = 15 (5 under quick", "870 gradients an image", "ICLR 2023"):

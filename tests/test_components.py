@@ -18,7 +18,7 @@ from bench.component import (
     split,
 )
 from bench.errors import UsageError
-from bench.registry import ARCHS, METHODS, REGISTRIES, Registry, load_plugin
+from bench.registry import ARCHS, METHODS, RECIPES, REGISTRIES, Registry, load_plugin
 from bench.store import key_of
 
 PLUGIN = '''
@@ -223,6 +223,22 @@ def test_another_version_is_another_identity(monkeypatch) -> None:
     before = noise.identity()
     monkeypatch.setattr(type(noise), "version", 2)
     assert key_of(noise.identity()) != key_of(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "golden"),
+    [
+        ("paper", "7264e308551404c75c49d11e7971e4f2e2a0496aad3c198e9729c0e1eb0b62e2"),
+        ("standard", "5b81d3c7ee7c16b70e03dca322eea29809072f885c3ec4d43cc28103deb16590"),
+        ("quick", "cab0275ae80c3bfb4f5757fb4beb2156a57b1be2a97a9413d0f17517c9ca1b35"),
+    ],
+)
+def test_settings_that_came_later_leave_recipes_who_they_were(text: str, golden: str) -> None:
+    # Worked out before `decay`, `shuffle` and `drop_last` were there.
+    recipe = build(RECIPES, Spec(text))
+    assert key_of(recipe.identity()) == golden
+    for changed in ({"decay": 0.5}, {"shuffle": False}, {"drop_last": True}):
+        assert replace(recipe, **changed).settings() == recipe.settings() | changed
 
 
 def test_keys_do_not_depend_on_order_or_process() -> None:

@@ -129,7 +129,7 @@ def test_detection_by_method() -> None:
     assert lines(made) == [
         ["clean", "65.0 ± 7.1", "60.0 ± 0.0", "5.0 ± 7.1", "", "2"],
         ["sep", "55.0 ± 21.2", "25.0 ± 7.1", "30.0 ± 28.3", "88", "2 : 2"],
-        ["ule", "80.0‡", "10.0", "70.0", "100", "1 : 2"],
+        ["ule", "80.0‡", "10.0‡", "70.0‡", "100‡", "1 : 2"],
     ]
     text = " ".join(made.text().split())
     assert "needs clean test images" in text
@@ -191,7 +191,7 @@ def test_a_defense_is_held_against_its_own_control() -> None:
         victim("sep", [0.5], [0.3], defense="cutout", defense_label="cutout"),
     ]
     shown = {tuple(line[:2]): line[-2:] for line in lines(detection_table(summary(records)))}
-    assert shown["mixup", "sep"] == ["0", "1 : 1"]
+    assert shown["mixup", "sep"] == ["0†", "1 : 1"]  # a control at chance
     assert shown["none", "sep"] == ["88", "2 : 2"]
     assert shown["cutout", "sep"] == [MISSING, "1 : 0"]  # no control
 
@@ -218,7 +218,7 @@ def test_early_stopping_by_method() -> None:
     assert lines(made) == [
         ["clean", "rn18 ×1/4", "60.0 ± 0.0", "60.0 ± 0.0", "2", "60.0 ± 0.0", "2", "2"],
         ["sep", "rn18 ×1/4", "25.0 ± 7.1", "45.0 ± 7.1", "1", "45.0 ± 7.1", "1", "2"],
-        ["ule", "rn18 ×1/4", "10.0‡", "10.0", "2", "60.0", "1", "1"],
+        ["ule", "rn18 ×1/4", "10.0‡", "10.0‡", "2", "60.0‡", "1", "1"],
     ]
     assert "over 2000 test images" in " ".join(made.text().split())
     found = numbers(made)

@@ -14,21 +14,24 @@ SOURCES = sorted(
     file for folder in ("bench", "methods", "defenses") for file in (ROOT / folder).rglob("*.py")
 )
 LEAVES_TO_USERS = [
-    {"errors", "seeding", "files", "augment", "replay", "policies"},
+    {"errors", "seeding", "files", "augment", "replay", "policies", "gaussian_mixture"},
     {"registry"},
     {"component"},
     {"budget", "data", "recipe", "record", "store", "samples", "folding", "worst_case", "mixing"},
     {"targets"},
-    {"network", "decoded", "pgd", "joined"},
+    {"network", "decoded", "pgd", "joined", "separability"},
     {"method", "defense", "device", "release", "loading"},
     {"archs", "datasets", "recipes"},
     {"crafting", "train", "composition", "stack", "imprint", "grid", "second_order"},
+    {"study"},
+    {"studies"},
     {"plan", "progress", "describe", "summary", "flags"},
     {"work", "session", "tables"},
-    {"worker", "plots", "thumbnails", "claims", "axes", "axis_plots"},
+    {"worker", "plots", "theory_figure", "thumbnails", "claims", "axes", "axis_plots"},
     {"defense_tables", "heatmap", "detection", "class_tables"},
     {"runner", "report", "compare", "merge", "diff_table", "compare_cli", "paper_tables"},
-    {"estimate", "testing", "paper"},
+    {"published_figures", "paper_plots", "paper_statistics"},
+    {"estimate", "testing", "paper", "paper_figures"},
     {"speed"},
 ]
 """Modules of `bench`: each may import those above it and its neighbours."""

@@ -17,11 +17,11 @@ from PIL import Image
 
 from bench import record as records_of
 from bench.errors import UsageError
+from bench.flags import LOW_TRAINING
 from bench.plots import brief, curve_figures, move_apart, overview_figure, save_figure, styles
 from bench.report import write_report
 from bench.summary import Context, Summary, summarise
 from bench.tables import (
-    LOW,
     SMALL_SCALE,
     TERMINAL_WIDTH,
     all_tables,
@@ -59,6 +59,8 @@ def grid() -> list[dict]:
       vgg16 seed 0 failed, 40 44, mean 42, sd sqrt(8) = 2.828, drops 20 18, mean 19, sd 1.414.
     - mixup, clean: rn18 seed 0, 55; its train accuracy, 49, is on mixed images and says nothing.
     - mixup, sep: rn18 seed 0, 50, drop 5; vgg16 seed 0, 35, without a control.
+
+    Whatever is of fewer than three seeds is marked, too.
     """
     deviations = {"checkpoints": [5, 30], "steps": [8, 30], "step_size": [2 / 255, 0.4 / 255]}
     sep = {"method_deviations": deviations, "audit": AUDIT}
@@ -123,13 +125,15 @@ def test_latex_and_markdown_escape_what_they_must() -> None:
     table = main_table(summary([record("file", method_label=label)]))
     escaped = r"file:a\_b\&50\%\#1\textasciicircum{}2\textasciitilde{}\{x\}\textbackslash{}y\$|*"
     assert escaped in table.latex()
-    assert r"file:a\_b&50%#1^2~{x}\\y$\|\*" in table.markdown()
+    assert r"file:a\_b&50%#1^2\~{x}\\y$\|\*" in table.markdown()
 
 
 def test_low_train_accuracy_is_judged_against_the_control() -> None:
     def marked(control: float, train: float) -> list[bool]:
         records = [record("clean", train=control), record("sep", train=train)]
-        return [LOW in line[2] for line in main_table(summary(records)).cells.to_numpy()]
+        return [
+            LOW_TRAINING.mark in line[2] for line in main_table(summary(records)).cells.to_numpy()
+        ]
 
     assert marked(0.9, 0.81) == [False, False]
     assert marked(0.9, 0.79) == [False, True]
@@ -144,7 +148,9 @@ def test_under_a_defense_the_control_is_judged_by_its_test_accuracy() -> None:
             record("clean", train=trains[0], test=test, **mixup),
             record("sep", train=trains[1], test=0.05, **mixup),
         ]
-        return [LOW in line[2] for line in main_table(summary(records)).cells.to_numpy()]
+        return [
+            LOW_TRAINING.mark in line[2] for line in main_table(summary(records)).cells.to_numpy()
+        ]
 
     # Mixed images are hard to tell, by a good network, too.
     assert marked(0.8, (0.3, 0.3)) == [False, False]
@@ -160,12 +166,12 @@ def test_under_a_defense_the_control_is_judged_by_its_test_accuracy() -> None:
 
 def test_under_a_defense_without_a_control_train_accuracy_says_nothing() -> None:
     table = main_table(summary([record("sep", train=0.1, defense="mixup", defense_label="mixup")]))
-    assert table.cells.to_numpy().tolist() == [["sep", "l∞ 8/255", "30.0", "–"]]
+    assert table.cells.to_numpy().tolist() == [["sep", "l∞ 8/255", "30.0*", "–"]]
 
 
 def test_without_a_control_low_is_below_half_and_there_is_no_drop() -> None:
     table = main_table(summary([record("sep", train=0.4, test=0.2)]))
-    assert table.cells.to_numpy().tolist() == [["sep", "l∞ 8/255", "20.0†", "–"]]
+    assert table.cells.to_numpy().tolist() == [["sep", "l∞ 8/255", "20.0†*", "–"]]
 
 
 @pytest.mark.parametrize(("archs", "blocks"), [(2, 1), (5, 2)])
@@ -226,7 +232,7 @@ def test_a_later_record_of_the_same_cell_supersedes_the_earlier() -> None:
     new = record("sep", test=0.2, finished="2026-02-01T00:00:00Z")
     for records in ([old, new], [new, old]):
         table = main_table(summary(records))
-        assert table.cells.to_numpy().tolist()[0][2] == "20.0"
+        assert table.cells.to_numpy().tolist()[0][2] == "20.0*"
         assert "1 older record of the same cells is left out." in table.notes
 
 

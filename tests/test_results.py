@@ -8,9 +8,11 @@ import pytest
 from bench import Grid, load_results
 from bench.claims import FILE
 from bench.paper import report_paper
+from bench.paper_figures import report_figures
+from bench.published_figures import find_published
+from bench.record import CELLS, STUDIES, read
 from bench.report import write_report
 from bench.store import key_of
-from bench.targets import find_tables
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 CAMPAIGNS = sorted(
@@ -18,9 +20,10 @@ CAMPAIGNS = sorted(
 )
 
 
-def paper_tables(folder: Path) -> set[str]:
-    """The published tables that are filled there, as `sep-table4`."""
-    return {file.stem.removeprefix("paper-") for file in (folder / "tables").glob("paper-*")}
+def published(folder: Path) -> set[str]:
+    """The published tables and figures that are filled there, as `sep:table4`."""
+    names = {file.stem.removeprefix("paper-") for file in (folder / "tables").glob("paper-*")}
+    return {":".join(name.split("-")[:2]) for name in names}
 
 
 @pytest.mark.parametrize("folder", CAMPAIGNS, ids=lambda folder: folder.name)
@@ -36,14 +39,24 @@ def test_committed_records_are_what_their_keys_say(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", CAMPAIGNS, ids=lambda folder: folder.name)
 def test_committed_tables_are_made_from_the_committed_records(folder: Path, tmp_path) -> None:
-    shutil.copytree(folder / "cells", tmp_path / "cells")
+    for room in (CELLS, STUDIES, "samples"):
+        if (folder / room).exists():
+            shutil.copytree(folder / room, tmp_path / room)
     if (folder / FILE).exists():
         shutil.copy(folder / FILE, tmp_path)
     write_report(tmp_path)
+    for name in sorted(published(folder)):
+        filled, drawn = find_published(name)
+        report_paper(tmp_path, filled, Grid(recipe="quick"))
+        report_figures(tmp_path, drawn, Grid(recipe="quick"), {})
     tables = sorted((folder / "tables").iterdir())
-    papers = {name.partition("-claims")[0] for name in paper_tables(folder)}
-    for name in papers:
-        report_paper(tmp_path, find_tables(name.replace("-", ":", 1)), Grid(recipe="quick"))
     assert tables
     for table in tables:
         assert table.read_text() == (tmp_path / "tables" / table.name).read_text()
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/studies/*.json")), ids=lambda f: f.stem)
+def test_committed_studies_are_what_their_keys_say(file: Path) -> None:
+    one = read(file)
+    assert key_of(one["identity"]) == one["key"]
+    assert not one["commit"].endswith("+"), "made from code that is not committed"

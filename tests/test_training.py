@@ -220,6 +220,32 @@ class TestBatches:
         images, _ = self.epoch(replace(SHORT, crop_padding=0, flip=False), prepared)
         assert images.equal(prepared.images[torch.randperm(48, generator=stream(0, "epoch"))])
 
+    def test_unshuffled_images_come_as_they_lie(self) -> None:
+        train = small_splits().train
+        _, labels = self.epoch(replace(SHORT, shuffle=False))
+        assert labels.equal(train.labels)
+
+    @pytest.mark.parametrize(
+        ("size", "kept", "all_steps", "whole_steps"),
+        [(20, 40, 3, 2), (16, 48, 3, 3), (50, 48, 1, 1)],  # of 48 images; one batch is kept
+    )
+    def test_a_partial_batch_can_be_left_out(
+        self, size: int, kept: int, all_steps: int, whole_steps: int
+    ) -> None:
+        recipe = replace(SHORT, batch_size=size)
+        assert recipe.steps(48) == all_steps
+        less = replace(recipe, drop_last=True)
+        batches = Batches(small_splits().train, less, CPU)
+        found = [len(labels) for _, labels in batches.epoch(stream(0, "epoch"))]
+        assert (len(found), len(batches), sum(found)) == (whole_steps, whole_steps, kept)
+        assert less.steps(48) == whole_steps
+
+    def test_the_rate_falls_by_the_decay(self) -> None:
+        recipe = Recipe(milestones=(2, 3), decay=0.5, warmup_epochs=0)
+        assert [recipe.learning_rate(e) for e in (0, 2, 3)] == pytest.approx([0.1, 0.05, 0.025])
+        with pytest.raises(ValueError, match="decay=0"):
+            Recipe(decay=0)
+
     @pytest.mark.parametrize("crops", ["whole", "bilinear"])
     def test_order_does_not_depend_on_augmentation(self, crops: Any) -> None:
         plain = self.epoch(replace(SHORT, flip=False, crop_padding=0))[1]

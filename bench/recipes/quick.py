@@ -21,10 +21,10 @@ class Quick(Recipe):
     precision: ClassVar[Literal["exact", "fast"]] = "fast"
 
     epochs: int = setting(10, "passes over the training images")
-    batch_size: int = setting(64, "images per step; the last, partial batch is kept")
+    batch_size: int = setting(64, "images per step; the last batch may be partial")
     lr: float = setting(0.03, "highest learning rate")
     schedule: Literal["steps", "cosine", "onecycle"] = setting("onecycle", "course of the rate")
-    milestones: tuple[int, ...] = setting((), "epochs at which `steps` divides it by ten")
+    milestones: tuple[int, ...] = setting((), "epochs at which `steps` lowers it")
     warmup_epochs: float = setting(2.0, "epochs of linear rise, step by step")
     nesterov: bool = setting(True, "Nesterov's form of momentum")
     width: float = setting(0.25, "default width of the networks")

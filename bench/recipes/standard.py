@@ -17,7 +17,7 @@ class Standard(Recipe):
 
     epochs: int = setting(40, "passes over the training images")
     schedule: Literal["steps", "cosine", "onecycle"] = setting("onecycle", "course of the rate")
-    milestones: tuple[int, ...] = setting((), "epochs at which `steps` divides it by ten")
+    milestones: tuple[int, ...] = setting((), "epochs at which `steps` lowers it")
     warmup_epochs: float = setting(4.0, "epochs of linear rise, step by step")
     nesterov: bool = setting(True, "Nesterov's form of momentum")
     width: float = setting(0.5, "default width of the networks")

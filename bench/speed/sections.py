@@ -25,9 +25,8 @@ from bench.data import ImageDataset
 from bench.defense import Defense
 from bench.device import peak_memory, reset_peak_memory
 from bench.grid import Grid
-from bench.network import Arch, Network, Precision, freeze
+from bench.network import PASSES_PER_TRAINING_STEP, Arch, Network, Precision, freeze
 from bench.pgd import Iterate
-from bench.plan import PASSES_PER_TRAINING_STEP
 from bench.recipe import Recipe
 from bench.registry import ARCHS, DEFENSES, METHODS, RECIPES, ROOT
 from bench.release import release

@@ -1,0 +1,397 @@
+"""Doubts about numbers: raised by hand-made records, shown in every table, never dropped."""
+
+import io
+import math
+import statistics
+import tomllib
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench import load_results
+from bench.axes import axis_table, find_axes
+from bench.axis_plots import axis_figures
+from bench.claims import Claim, claims_table
+from bench.class_tables import class_tables
+from bench.defense_tables import KNOWS, LEFT_OUT, ONE_SEED, UNRANKED, defense_tables
+from bench.detection import holdout_tables
+from bench.flags import (
+    BROKEN,
+    CONTROLS,
+    FAILED,
+    FEW,
+    FLAGS,
+    LINEAR,
+    LOW_TRAINING,
+    ONE_CLASS,
+    OTHERWISE,
+    WEAK_CONTROL,
+    Flag,
+    Number,
+    flags,
+    flags_of_all,
+    is_separable,
+    settle,
+)
+from bench.heatmap import heatmaps
+from bench.plots import overview_figure
+from bench.summary import Group, Summary, summarise
+from bench.tables import Table, all_tables, details_table, main_table
+from tests.invented import record
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+# Raised.
+
+
+def group(*tests: float, **more: Any) -> Group:
+    return Group(tuple(record("sep", seed=s, test=t, **more) for s, t in enumerate(tests)))
+
+
+CLEAN = Group(tuple(record("clean", seed=seed, test=0.61, train=0.9) for seed in range(3)))
+
+
+@pytest.mark.parametrize(
+    ("score", "more", "marked"),
+    [
+        (0.91, {}, True),  # ten classes: 10 + 0.9 * 90
+        (0.9099, {}, False),
+        (0.95, {"protected_classes": [3, 4]}, True),  # two of them: 50 + 0.9 * 50
+        (0.9499, {"protected_classes": [3, 4]}, False),
+        (None, {}, False),
+    ],
+)
+def test_separable_is_nine_tenths_of_the_way_from_chance(score, more, marked) -> None:
+    one = record("ule", separability=score, **more)
+    assert is_separable(one) is marked
+    assert (LINEAR in flags(Group((one,) * 3), CLEAN)) is marked
+
+
+def test_a_record_without_a_score_is_not_marked() -> None:
+    assert not is_separable(record("ule"))
+
+
+def test_a_mean_over_several_groups_has_the_doubts_of_all() -> None:
+    failed = Group((), (record("sep", error="E: no"),))
+    badly, broken = group(0.3, 0.3, 0.3, train=0.7), group(0.3, audit={"within_budget": False})
+    pairs = [(badly, CLEAN), (broken, CLEAN)]
+    assert flags_of_all(pairs, 3) == [BROKEN, LOW_TRAINING]  # three victims, chosen from four
+    assert flags_of_all(pairs, 2) == [BROKEN, LOW_TRAINING, FEW]
+    assert flags_of_all([*pairs, (failed, CLEAN)], 3) == [BROKEN, LOW_TRAINING, FAILED]
+    assert flags_of_all([(CLEAN, CLEAN)], 3) == []
+
+
+def test_a_control_that_held_images_back_is_not_known() -> None:
+    weak = Group(tuple(record("clean", seed=s, test=0.5, train=0.9) for s in range(3)))
+    held = Group(tuple(one | {"holdout": 500} for one in weak.done))
+    assert flags(weak, weak) == [WEAK_CONTROL]  # 61.1 is known, 5.2 below it is allowed
+    assert flags(held, held) == []
+
+
+def test_marks_mean_one_thing_each() -> None:
+    marks = [flag.mark for flag in FLAGS] + [KNOWS, ONE_SEED, LEFT_OUT, UNRANKED]
+    assert len(set(marks)) == len(marks)
+    assert all(len(mark) == 1 for mark in marks)
+    assert len({flag.name for flag in FLAGS}) == len(FLAGS)
+
+
+# Told.
+
+
+def test_what_all_numbers_share_is_told_once() -> None:
+    few, both = Number("1.0", [FEW]), Number("2.0", [BROKEN, FEW], " n=1")
+    lines, notes = settle([["a", few], ["b", both], ["c", "failed"]])
+    assert lines == [["a", "1.0"], ["b", "2.0# n=1"], ["c", "failed"]]
+    assert notes == [f"all numbers: {FEW.note}", f"#: {BROKEN.note}"]
+
+
+def test_one_number_without_it_is_enough_to_mark_the_others() -> None:
+    lines, notes = settle([["a", Number("1.0", [FEW])], ["b", Number("2.0")]])
+    assert lines == [["a", "1.0*"], ["b", "2.0"]]
+    assert notes == [f"*: {FEW.note}"]
+
+
+def test_a_number_alone_has_its_marks_in_their_order() -> None:
+    assert settle([[Number("1.0", [FEW, LOW_TRAINING])]])[0] == [["1.0†*"]]
+    assert settle([["failed"]]) == ([["failed"]], [])
+    assert settle([]) == ([], [])
+
+
+def test_tables_of_one_seed_say_so_once() -> None:
+    one = [record("clean", test=0.6), record("sep", test=0.3)]
+    (summary,) = summarise(one)
+    made = main_table(summary)
+    assert made.cells.to_numpy().tolist() == [
+        ["clean", "", "60.0", ""],
+        ["sep", "l∞ 8/255", "30.0", "30.0"],
+    ]
+    assert made.notes[0] == "all numbers: fewer than 3 victim seeds."
+    (mixed,) = summarise([*one, *(record("ule", seed=seed, test=0.1) for seed in range(3))])
+    # Ule has three seeds, but one pair.
+    assert [line[2:] for line in main_table(mixed).cells.to_numpy().tolist()] == [
+        ["60.0* n=1", ""],
+        ["30.0* n=1", "30.0*"],
+        ["10.0 ± 0.0", "50.0*"],
+    ]
+
+
+def test_scores_stand_in_the_details_where_there_are_any() -> None:
+    known = [record("clean", test=0.6, separability=None), record("ule", separability=0.9996)]
+    (summary,) = summarise([*known, record("sep")])
+    made = details_table(summary)
+    assert made.cells.set_index("method")["separable %"].to_dict() == {
+        "clean": "–",
+        "sep": "–",
+        "ule": "100.0",
+    }
+    assert any(note.startswith("separable %: how often a linear rule") for note in made.notes)
+    assert made.numbers.set_index("method")["separability"].dropna().to_dict() == {"ule": 0.9996}
+    (without,) = summarise([record("clean"), record("sep")])
+    assert "separable %" not in details_table(without).cells
+    assert "separability" not in details_table(without).numbers
+
+
+# Shown: every doubt in every kind of table.
+
+RAISED: dict[Flag, dict[str, Any]] = {
+    BROKEN: {"audit": {"within_budget": False}},
+    LOW_TRAINING: {"train": 0.7},
+    FAILED: {},
+    WEAK_CONTROL: {},
+    ONE_CLASS: {"confusion": [[1, 0, 0, 4]] * 4},
+    LINEAR: {"separability": 0.99},
+    OTHERWISE: {"training": {"lr": 0.01}},
+    FEW: {},
+}
+"""What makes a record doubtful, where a field does."""
+
+EVEN = [[4 if i == j else 2 for j in range(4)] for i in range(4)]
+DEFENSES = ("none", "cutout", "mixup")
+RADII = (4 / 255, 8 / 255)
+
+
+def victims(method: str, arch: str, flag: Flag | None) -> list[dict]:
+    """Three victims under every defense, with everything that any table asks for."""
+    made = []
+    for place, defense in enumerate(DEFENSES):
+        for radius in RADII if method == "sep" else RADII[:1]:
+            test = {"clean": 0.6, "noise": 0.58, "sep": 0.3}[method] + 0.01 * place - radius
+            test -= 0.2 * (flag is WEAK_CONTROL and method == "clean")
+            row = {"epoch": 1, "lr": 0.1, "train_loss": 1.0, "train_acc": 0.9, "test_acc": test}
+            fields: dict[str, Any] = {
+                "confusion": EVEN,
+                "curve": [row | {"holdout_acc": 0.9}],
+                "shortcut": {"own_acc": 0.9, "next_acc": 0.2, "next_followed": 0.7},
+                **({} if method == "clean" else {"protected_classes": [0, 1]}),
+                **({"method_settings": {"epsilon": radius}} if method == "sep" else {}),
+                "epsilon": radius,
+                "classes": list("abcd"),
+                "defense": defense,
+                "defense_label": defense,
+            }
+            doubtful = flag is not None and method == "sep" and arch == "rn18"
+            fields |= RAISED[flag] if doubtful and flag else {}
+            for seed in range(2 if doubtful and flag is FEW else 3):
+                key = f"{method}-{arch}-{defense}-{radius}-{seed}"
+                made.append(record(method, arch=arch, seed=seed, test=test, key=key, **fields))
+            if doubtful and flag is FAILED:
+                made.append(
+                    record(method, arch=arch, seed=3, key=f"{key}+", error="E: no", **fields)
+                )
+    return made
+
+
+def board(flag: Flag | None) -> Summary:
+    """Methods on two architectures; there is a doubt about one method on one of them.
+
+    About the control, and whatever is compared with it, where that is the doubt; of the other
+    architecture nothing is known.
+    """
+    records = [
+        one
+        for arch in ("rn18", "unheard-of")
+        for method in ("clean", "noise", "sep")
+        for one in victims(method, arch, flag if arch == "rn18" else None)
+    ]
+    (summary,) = summarise(records)
+    return summary
+
+
+SHARED = ["method", "none", "cutout", "mixup", "worst of 3"]
+MARKED = {
+    "main": ["rn18 ×1/4", "drop"],
+    "details": ["train %", "peak (oracle) %"],
+    "shortcut": ["clean %", "own %", "next %", "followed %"],
+    "classes": ["protected classes %", "other classes %"],
+    "defenses": [*SHARED[1:], "at most"],
+    "recovery": SHARED[1:],
+    "ranking": ["plain", "worst of 3", "at most"],
+    "detection": ["held-out %", "clean test %", "suspicion", "AUC %"],
+    "early-stopping": ["last %", "picked %", "peak (oracle) %"],
+    "axis-epsilon": ["4/255", "8/255"],
+    "claims": ["at most %"],
+}
+"""By table the columns of numbers about which there is a doubt."""
+
+LATEX = {"#": r"\#", "†": r"$\dagger$", "‡": r"$\ddagger$", "◊": r"$\diamond$"}
+LATEX |= {"~": r"\textasciitilde{}"}
+MARKDOWN = {"*": r"\*", "~": r"\~"}
+
+
+@cache
+def tables(flag: Flag | None) -> dict[str, Table]:
+    """Every kind of table of the board."""
+    summary = board(flag)
+    claims = [Claim(("clean",), ("sep",), (arch,)) for arch in ("rn18", "unheard-of")]
+    made = [*all_tables(summary), *class_tables(summary), *defense_tables(summary)]
+    made += [*holdout_tables(summary), claims_table(summary, claims)]
+    made += map(axis_table, find_axes([summary]))
+    return {table.name: table for table in made}
+
+
+def doubtful(table: Table) -> list[str]:
+    """The cells about which there is a doubt, as they are shown."""
+    rows = table.cells["method"].str.startswith("sep")
+    if "architecture" in table.cells:
+        rows &= table.cells["architecture"].str.startswith("rn18")
+    cells = table.cells[rows]
+    columns = MARKED[table.name]
+    if table.name == "main":  # of the two drops the first is that of rn18
+        first = list(cells.columns).index(columns[0])
+        return cells.iloc[:, first : first + 2].to_numpy().flatten().tolist()
+    return cells[columns].to_numpy().flatten().tolist()
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+@pytest.mark.parametrize("name", MARKED)
+def test_every_doubt_is_shown_in_every_table(name: str, flag: Flag) -> None:
+    table, sound = tables(flag)[name], tables(None)[name]
+    cells, note = doubtful(table), f"{flag.mark}: {flag.note}"
+    assert len(cells) >= 2
+    assert not any(flag.mark in cell for cell in doubtful(sound))
+    assert not any(flag.note in one for one in sound.notes)
+    if (name, flag) == ("detection", WEAK_CONTROL):  # its rows are of both architectures
+        assert table.notes.count(f"all numbers: {flag.note}") == 1
+        return
+    assert all(flag.mark in cell for cell in cells), cells
+    assert table.notes.count(note) == 1
+    for shown, escapes in (
+        (table.text(), {}),
+        (table.markdown(), MARKDOWN),
+        (table.latex(), LATEX),
+    ):
+        mark = escapes.get(flag.mark, flag.mark)
+        assert f"{mark}: " in shown
+        # More than in the notes: once for each cell, and for other cells of the same kind.
+        assert shown.count(mark) > len(cells)
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+@pytest.mark.parametrize("name", MARKED)
+def test_every_doubt_is_named_for_machines(name: str, flag: Flag) -> None:
+    frame = pd.read_csv(io.StringIO(tables(flag)[name].csv()), keep_default_na=False)
+    rows = frame[frame["method"].str.startswith("sep")]
+    if "arch" in rows:
+        rows = rows[rows["arch"].str.startswith("rn18")]
+    columns = [column for column in rows if column.endswith("flags") and column != "floor_flags"]
+    assert columns
+    named = rows[columns].to_numpy().flatten().tolist()
+    assert named
+    assert all(flag.name in cell.split() for cell in named)
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_every_doubt_is_shown_beside_dots(flag: Flag) -> None:
+    figure = overview_figure(board(flag))
+    known, unknown = (
+        [text.get_text() for axes in figure.axes[start::2] for text in axes.texts]
+        for start in (0, 1)
+    )
+    rows = len(known) // len(DEFENSES)  # clean, noise, and sep at two radii
+    marked = [place % rows for place, text in enumerate(known) if flag.mark in text]
+    assert set(marked) == (set(range(rows)) if flag is WEAK_CONTROL else {rows - 2, rows - 1})
+    assert not any(flag.mark in text for text in unknown)
+    assert f"{flag.mark}: {flag.note}" in " ".join(figure.get_supxlabel().split())
+
+
+def test_every_doubt_is_shown_in_a_matrix() -> None:
+    def by(surrogate: str, **more: Any) -> list[dict]:
+        fields = {"method_settings": {"surrogate": surrogate}, "key": surrogate, **more}
+        return [record("sep", seed=seed, **fields) for seed in range(3)]
+
+    records = [record("clean", seed=seed, test=0.6) for seed in range(3)]
+    records += [*by("rn18"), *by("vgg16", training={"lr": 0.01}, train=0.5)]
+    (figure,) = axis_figures(find_axes(summarise(records))[0]).values()
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["60.0\n± 0.0", "30.0\n± 0.0", "30.0\n± 0.0†~"]
+    assert f"~: {OTHERWISE.note}" in " ".join(figure.get_supxlabel().split())
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_every_doubt_is_shown_in_fields(flag: Flag) -> None:
+    (figure, _) = heatmaps(board(flag)).values()
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    said, columns = " ".join(figure.get_supxlabel().split()), len(DEFENSES) + 1
+    if flag is WEAK_CONTROL:
+        assert f"all numbers: {flag.note}" in said
+        return
+    assert all(flag.mark in text for text in texts[2 * columns :]), texts  # after clean and noise
+    assert not any(flag.mark in text for text in texts[: 2 * columns])
+    assert f"{flag.mark}: {flag.note}" in said
+
+
+def test_sound_numbers_have_no_mark() -> None:
+    for table in tables(None).values():
+        cells = table.cells.to_numpy().flatten()
+        assert not any(flag.mark in cell for flag in FLAGS for cell in cells)
+        if "flags" in table.numbers:
+            assert set(table.numbers["flags"]) == {""}
+
+
+def test_a_doubt_about_the_highest_floor_is_told_with_the_claim() -> None:
+    summary = board(WEAK_CONTROL)
+    made = claims_table(summary, [Claim(("clean",), ("sep",), ("rn18", "unheard-of"))])
+    below = made.cells["below %"].tolist()
+    assert [WEAK_CONTROL.mark in cell for cell in below] == [True, True, False, False]
+    assert set(made.numbers["floor_flags"]) == {WEAK_CONTROL.name, ""}
+
+
+# Known controls.
+
+KNOWN = tomllib.loads(CONTROLS.read_text(encoding="utf-8"))["control"]
+MEASURED = [one for one in KNOWN if "records" in one]
+
+
+def accuracies(one: dict[str, Any]) -> list[float]:
+    """Of the committed victims that an entry names, in percent."""
+    frame = load_results(RESULTS / one["records"])
+    frame = frame[(frame["method"] == "clean") & (frame["holdout"] == 0)]
+    for field, name in (("dataset", "dataset"), ("recipe_label", "recipe")):
+        frame = frame[frame[field] == one[name]]
+    for field in ("arch", "defense"):
+        frame = frame[frame[f"{field}_label"] == one[field]]
+    frame = frame[frame["seed"].isin(one["seeds"])]
+    assert sorted(frame["seed"]) == one["seeds"]
+    return (100 * frame["final_test_acc"]).tolist()
+
+
+@pytest.mark.parametrize("one", MEASURED, ids=lambda one: "-".join(map(str, one.values()))[8:40])
+def test_known_controls_are_those_of_the_committed_records(one: dict[str, Any]) -> None:
+    assert one["accuracy"] == round(statistics.fmean(accuracies(one)), 1)
+    assert one["margin"] == round(3 * 1.5 * math.sqrt(1 + 1 / len(one["seeds"])), 1)
+
+
+def test_the_deviation_of_known_controls_is_what_margins_are_made_of() -> None:
+    several = [accuracies(one) for one in MEASURED if len(one["seeds"]) == 3]
+    pooled = math.sqrt(statistics.fmean(map(statistics.variance, several)))
+    assert len(several) >= 9
+    assert pooled == pytest.approx(1.5, abs=0.1)
+
+
+def test_no_control_is_known_twice() -> None:
+    keys = [(one["dataset"], one["recipe"], one["arch"], one["defense"]) for one in KNOWN]
+    assert all(a != b for a, b in pairwise(sorted(keys)))

@@ -1,0 +1,282 @@
+"""Published figures by name: read, run on a small synthetic set, and drawn from records alone."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import run_bench
+from bench.component import parse_one
+from bench.errors import UsageError
+from bench.grid import Expansion, Grid
+from bench.paper import PaperOutcome
+from bench.paper_figures import (
+    DRAW,
+    OF_STUDIES,
+    FigureGrid,
+    needs_images,
+    report_figures,
+    run_figures,
+)
+from bench.paper_plots import confusion_shares
+from bench.published_figures import (
+    PaperFigure,
+    figures_of,
+    find_published,
+    read_figures,
+)
+from bench.record import STUDIES as ROOM
+from bench.registry import STUDIES
+from bench.session import Session
+from bench.targets import paper_names
+from tests.invented import record
+
+FIGURES = [figure for paper in paper_names() for figure in figures_of(paper).values()]
+BASE = Grid(
+    recipe="quick:epochs=2,batch_size=32,train_images=none,curve_images=20", precision="fp32"
+)
+SETS = {"dataset": "synthetic:train=96,test=40,size=16", "archs": "rn18:width=0.0625"}
+GRIDS = {
+    "curves": {"methods": "noise,sham"},
+    "held-out": {"methods": "noise", "holdout": 0.0002},  # of 50 000 where a recipe takes all
+    "sweep": {"methods": "lsp:epsilon=[0.02,0.06]"},
+    "samples": {"methods": "noise"},
+    "confusion": {"methods": "noise", "protect_classes": "1-2"},
+    "gradient-cosine": {"methods": "sep:checkpoints=2,steps=1"},
+    "cross-training": {"methods": "noise"},
+    "gaussian-mixture": {},
+}
+
+
+def figure(kind: str, **options) -> PaperFigure:
+    """An invented one on the synthetic set."""
+    grid = SETS | GRIDS[kind] if kind != "gaussian-mixture" else {}
+    return PaperFigure(
+        paper="invented",
+        name=f"fig-{kind}",
+        kind=kind,
+        title="Figure 0: nothing",
+        source="Nobody, Nothing, never",
+        shows="nothing at all",
+        options=grid | options,
+        instead={},
+        aims=(1, 2, 0, 0) if kind == "confusion" else (),
+        quirks=("it was invented",),
+    )
+
+
+def session(folder: Path) -> Session:
+    """With folders of its own."""
+    return Session(BASE, folder / "results", folder / "store", folder / "data", threads=1)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """A folder in which one figure of every kind was run."""
+    folder = tmp_path_factory.mktemp("drawn")
+    made, log = PaperOutcome(), io.StringIO()
+    run_figures(session(folder), list(map(figure, GRIDS)), 1, 1, log, made)
+    assert not made.failed
+    assert not made.undrawn
+    assert not made.left
+    return folder
+
+
+class TestFiles:
+    def test_every_figure_of_the_issue_is_there(self) -> None:
+        named = {one.label for one in FIGURES}
+        numbers = ["1", "2a", "2b", "2c", *"3456789"]
+        sep = {f"sep:fig{number}" for number in numbers}
+        assert named == sep | {"cuda:theory"}
+
+    def test_every_kind_is_drawn_and_used(self) -> None:
+        assert {one.kind for one in FIGURES} == set(DRAW)
+        assert set(OF_STUDIES) == set(STUDIES.entries)
+
+    @pytest.mark.parametrize("one", FIGURES, ids=lambda one: one.label)
+    @pytest.mark.parametrize("recipe", ["paper", "quick"])
+    def test_what_is_typed_can_be_built(self, one: PaperFigure, recipe: str) -> None:
+        if needs_images(one):
+            wanted = FigureGrid.of(one, Grid(recipe=recipe, device="cpu"))
+            Expansion(wanted.grid)
+            assert wanted.grid.seeds == (0,)
+
+    def test_held_out_is_a_share_of_the_training_images(self) -> None:
+        (fig4,) = find_published("sep:fig4")[1]
+        assert FigureGrid.of(fig4, Grid(recipe="paper", device="cpu")).grid.holdout == 2500
+        assert FigureGrid.of(fig4, Grid(recipe="quick", device="cpu")).grid.holdout == 250
+
+    def test_small_recipes_may_ask_for_less_and_say_so(self) -> None:
+        (fig5,) = find_published("sep:fig5")[1]
+        small = FigureGrid.of(fig5, Grid(recipe="quick", device="cpu"))
+        assert small.grid.archs == "rn18"
+        assert any("archs rn18 instead of" in text for text in fig5.departures("quick"))
+        assert fig5.departures("paper") == []
+
+    def test_names(self) -> None:
+        tables, figures = find_published("sep:table4,fig1,cuda:theory,sep:fig1")
+        assert [one.label for one in tables] == ["sep:table4"]
+        assert [one.label for one in figures] == ["sep:fig1", "cuda:theory"]
+        tables, figures = find_published("sep:all")
+        assert len(tables) == 6
+        assert not figures
+        tables, figures = find_published("sep:figures")
+        assert len(figures) == 11
+        assert not tables
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("sep:fig12", "did you mean fig1?"),
+            ("spe:fig1", "did you mean sep?"),
+            ("ops:figures", "unknown table or figure of ops"),
+            ("", "names nothing"),
+        ],
+    )
+    def test_wrong_names_say_what_there_is(self, text: str, said: str) -> None:
+        with pytest.raises(UsageError) as error:
+            find_published(text)
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            ('colour = "red"', "unknown field 'colour'"),
+            ("aims = [1.5]", "a list of classes"),
+            ('epsilon = "big"', "a radius"),
+            ("holdout = 2", "a share of 0 to 1"),
+            ("methods = 3", "a text"),
+        ],
+    )
+    def test_wrong_files_say_where(self, tmp_path: Path, line: str, said: str) -> None:
+        text = f'[paper]\ntitle = "x"\n[fig1]\nkind = "curves"\ntitle = "t"\nshows = "s"\n{line}\n'
+        (tmp_path / "x.toml").write_text(text)
+        with pytest.raises(UsageError) as error:
+            read_figures(tmp_path / "x.toml")
+        assert said in str(error.value)
+        assert "x.toml: fig1" in str(error.value)
+
+
+class TestRuns:
+    @pytest.mark.parametrize("kind", GRIDS)
+    def test_pictures_and_tables(self, drawn: Path, kind: str) -> None:
+        report = report_figures(drawn / "results", [figure(kind)], BASE, {})
+        endings = {file.suffix for file in report.files}
+        assert {".png", ".pdf", ".txt", ".md", ".csv", ".tex"} <= endings
+        assert all(file.stat().st_size > 50 for file in report.files)
+        (name,) = report.numbers
+        assert name == f"paper-invented-fig-{kind}"
+        assert report.numbers[name]
+        assert "The paper shows: nothing at all." in report.text
+        assert "It was invented." in report.text
+        assert "not drawn" not in report.text
+
+    def test_again_there_is_nothing_to_do(self, drawn: Path) -> None:
+        log = io.StringIO()
+        before = {f: f.stat().st_mtime_ns for f in (drawn / "results").rglob("*.json")}
+        run_figures(session(drawn), list(map(figure, GRIDS)), 1, 1, log, PaperOutcome())
+        assert {f: f.stat().st_mtime_ns for f in (drawn / "results").rglob("*.json")} == before
+        assert "[1/" not in log.getvalue()
+
+    def test_equal_records_make_equal_tables(self, drawn: Path, tmp_path: Path) -> None:
+        for room in ("cells", ROOM, "samples"):
+            shutil.copytree(drawn / "results" / room, tmp_path / room)
+        first = report_figures(drawn / "results", list(map(figure, GRIDS)), BASE, {})
+        second = report_figures(tmp_path, list(map(figure, GRIDS)), BASE, {})
+        assert first.text == second.text
+        assert first.numbers == second.numbers
+
+    def test_only_records_of_its_grid_are_in_it(self, drawn: Path) -> None:
+        names = json.dumps(report_figures(drawn / "results", [figure("curves")], BASE, {}).numbers)
+        assert "noise" in names
+        assert "lsp" not in names
+        # The same methods with protected classes or held-out images stand in other figures.
+        text = report_figures(drawn / "results", [figure("confusion")], BASE, {}).text
+        assert "classes" in text
+        other = figure("confusion", protect_classes="0-1")
+        assert "not drawn: no record" in report_figures(drawn / "results", [other], BASE, {}).text
+
+    def test_studies_of_other_sets_are_not_mixed_in(self, drawn: Path) -> None:
+        other = figure("cross-training", methods="sham")
+        assert "not drawn" in report_figures(drawn / "results", [other], BASE, {}).text
+        longer = replace(BASE, recipe=BASE.recipe.replace("epochs=2", "epochs=3"))
+        mine = figure("cross-training")
+        assert "not drawn" in report_figures(drawn / "results", [mine], longer, {}).text
+
+    def test_what_cannot_be_run_says_why(self, tmp_path: Path) -> None:
+        made, log = PaperOutcome(), io.StringIO()
+        lost = figure("curves", dataset="folder:nowhere")
+        run_figures(session(tmp_path), [lost, figure("curves")], 1, 1, log, made)
+        assert list(made.undrawn) == ["invented:fig-curves"]
+        assert len(made.outcomes) == 1  # the other one ran
+        text = report_figures(tmp_path / "results", [lost], BASE, made.undrawn).text
+        assert "nowhere" in text
+
+    def test_the_time_limit_leaves_figures(self, tmp_path: Path) -> None:
+        made, log = PaperOutcome(), io.StringIO()
+        late = replace(session(tmp_path), deadline=0.0)
+        run_figures(late, [figure("curves"), figure("confusion")], 1, 1, log, made)
+        assert made.left == 2
+
+
+class TestConfusion:
+    def test_rows_sum_to_a_hundred_and_seeds_are_added_up(self) -> None:
+        one = record(confusion=[[3, 1], [0, 4]], classes=["a", "b"])
+        other = record(confusion=[[1, 3], [4, 0]], classes=["a", "b"])
+        assert np.allclose(confusion_shares([one]), [[75, 25], [0, 100]])
+        assert np.allclose(confusion_shares([one, other]), [[50, 50], [50, 50]])
+
+    def test_table(self, drawn: Path) -> None:
+        report = report_figures(drawn / "results", [figure("confusion")], BASE, {})
+        (rows,) = report.numbers.values()
+        control, noise = rows
+        assert control["method"] == "clean"
+        assert control["protected_right"] is None
+        assert control["others_right"] is not None
+        (file,) = [
+            one
+            for one in (drawn / "results" / "cells").glob("noise*.json")
+            if json.loads(one.read_text()).get("protected_classes")
+        ]
+        counts = np.array(json.loads(file.read_text())["confusion"], dtype=float)
+        shares = 100 * counts / counts.sum(1, keepdims=True)
+        assert noise["protected_right"] == pytest.approx((shares[1, 1] + shares[2, 2]) / 2)
+        assert noise["aimed_at"] == pytest.approx((shares[1, 2] + shares[2, 0]) / 2)
+
+
+class TestCommand:
+    def test_plan_lists_figures(self, capsys, tmp_path: Path) -> None:
+        code = run_bench.main(
+            ["--paper", "cuda:theory", "--plan", "--results-dir", str(tmp_path / "r")]
+        )
+        assert code == 0
+        assert "cuda:theory" in capsys.readouterr().out
+
+    def test_theory_needs_no_images(self, capsys, tmp_path: Path) -> None:
+        arguments = ["--paper", "cuda:theory", "--results-dir", str(tmp_path / "r")]
+        arguments += [
+            "--store",
+            str(tmp_path / "s"),
+            "--data-dir",
+            str(tmp_path / "d"),
+            "--offline",
+        ]
+        assert run_bench.main(arguments) == 0
+        assert "drawn: plots/paper-cuda-theory.png" in capsys.readouterr().out
+        assert (tmp_path / "r" / "plots" / "paper-cuda-theory.pdf").exists()
+
+    def test_list_names_them(self, capsys) -> None:
+        run_bench.main(["--list"])
+        out = capsys.readouterr().out
+        assert "sep:fig2a" in out
+        assert "studies\n" in out
+
+
+def test_kinds_are_studies_or_grids() -> None:
+    for name in OF_STUDIES:
+        parse_one(name, STUDIES)
