@@ -26,7 +26,7 @@ from bench.detection import detection_table
 from bench.device import choose_device
 from bench.errors import UsageError
 from bench.estimate import plan_facts
-from bench.grid import SCHEMA, Expansion, Grid
+from bench.grid import Expansion, Grid
 from bench.paper import PaperOutcome, PaperReport
 from bench.paper_tables import NO_RECORD, Wanted
 from bench.published_figures import PaperFigure
@@ -35,7 +35,7 @@ from bench.registry import STUDIES
 from bench.report import sample_sheet, write_tables
 from bench.runner import run_session
 from bench.session import Session
-from bench.store import key_of
+from bench.study import StudyJob, Tools
 from bench.summary import Record, Row, Summary, summarise
 from bench.tables import SMALL_SCALE, Table, frame, join, machine, main_table, scale
 from bench.targets import Place
@@ -147,30 +147,20 @@ def _measure_at_once(session: Session, figure: PaperFigure) -> None:
     import torch
 
     study = build(STUDIES, parse_one(figure.kind, STUDIES))
-    identity = {"schema": SCHEMA, "kind": "study", "study": study.identity()}
-    key = key_of(identity)
-    if record.is_done(session.results, key, record.STUDIES):
+    job = StudyJob(study, study.name)
+    if record.is_done(session.results, job.key, record.STUDIES):
         return
     wall, core = time.perf_counter(), time.process_time()
-    values = study.measure(cast(Any, None))
+    values = study.measure(cast(Tools, None))
     made = {
-        "schema": SCHEMA,
-        "key": key,
-        "identity": identity,
-        "study": study.name,
-        "study_settings": study.settings(),
-        "subject": study.name,
-        **dict.fromkeys(("dataset", "dataset_digest", "recipe", "recipe_label", "precision"), ""),
-        "recipe_settings": {},
-        "seed": None,
-        "craft_seed": None,
+        **job.describe(),
         "status": "done",
         "values": values,
         "seconds": round(time.perf_counter() - wall, 2),
         "core_seconds": round(time.process_time() - core, 2),
         **provenance(torch.device("cpu"), session.commit),
     }
-    record.write(session.results, study.name, made)
+    record.write(session.results, job.slug, made)
 
 
 def report_figures(

@@ -60,7 +60,8 @@ class StudyJob:
     Attributes:
         study: which.
         subject: what is looked at, as tables call it.
-        context: a cell of the grid that it was made for; it gives recipe, precision and labels.
+        context: a cell of the grid that it was made for, which gives recipe, precision and labels;
+            None if it needs no images.
         surrogates: trainings whose checkpoints it needs.
         crafted: crafted sets that it needs, by label.
         victim: a cell whose training it repeats, or None.
@@ -68,7 +69,7 @@ class StudyJob:
 
     study: Study
     subject: str
-    context: Cell
+    context: Cell | None = None
     surrogates: tuple[SurrogateJob, ...] = ()
     crafted: tuple[tuple[str, CraftJob], ...] = ()
     victim: Cell | None = None
@@ -80,9 +81,10 @@ class StudyJob:
             "schema": SCHEMA,
             "kind": "study",
             "study": self.study.identity(),
-            "train": self.context.crafting.train_digest,
-            "precision": self.context.precision,
         }
+        if self.context is not None:
+            said["train"] = self.context.crafting.train_digest
+            said["precision"] = self.context.precision
         if self.surrogates:
             said["surrogates"] = [
                 {**job.identity, "epochs": list(job.surrogate.epochs)} for job in self.surrogates
@@ -101,9 +103,9 @@ class StudyJob:
     @property
     def slug(self) -> str:
         """A label for people: the front of the record's file name."""
+        recipe = () if self.context is None else (self.subject, self.context.recipe.name)
         seed = () if self.victim is None else (f"s{self.victim.seed}",)
-        names = [self.study.name, self.subject, self.context.recipe.name, *seed]
-        return slugify("-".join(names))
+        return slugify("-".join([self.study.name, *recipe, *seed]))
 
     @property
     def title(self) -> str:
@@ -113,8 +115,7 @@ class StudyJob:
 
     def describe(self) -> dict[str, Any]:
         """The part of a record that says what was asked for."""
-        cell = self.context
-        crafted = bool(self.surrogates or self.crafted)
+        cell, crafted = self.context, bool(self.surrogates or self.crafted)
         return {
             "schema": SCHEMA,
             "key": self.key,
@@ -122,14 +123,14 @@ class StudyJob:
             "study": self.study.name,
             "study_settings": self.study.settings(),
             "subject": self.subject,
-            "dataset": cell.labels["dataset"],
-            "dataset_digest": cell.crafting.train_digest,
-            "recipe": cell.recipe.name,
-            "recipe_label": cell.labels["recipe"],
-            "recipe_settings": cell.recipe.settings(),
-            "precision": cell.precision,
+            "dataset": "" if cell is None else cell.labels["dataset"],
+            "dataset_digest": "" if cell is None else cell.crafting.train_digest,
+            "recipe": "" if cell is None else cell.recipe.name,
+            "recipe_label": "" if cell is None else cell.labels["recipe"],
+            "recipe_settings": {} if cell is None else cell.recipe.settings(),
+            "precision": "" if cell is None else cell.precision,
             "seed": None if self.victim is None else self.victim.seed,
-            "craft_seed": cell.crafting.seed if crafted else None,
+            "craft_seed": cell.crafting.seed if cell is not None and crafted else None,
         }
 
 

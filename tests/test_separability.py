@@ -71,6 +71,14 @@ def test_noise_is_told_by_chance_where_classes_are_of_different_sizes() -> None:
     assert score(clean, noise(clean.shape), labels) == pytest.approx(1 / 3, abs=0.08)
 
 
+def test_a_rare_class_counts_as_much_as_a_frequent_one() -> None:
+    clean, _ = images(2000)
+    labels = (torch.arange(2000) % 10 == 0).long()
+    found = score(clean, noise(clean.shape) + noise((2, 3, 8, 8), 1)[labels] // 5, labels)
+    assert found is not None
+    assert found > 0.9  # 0.82 for a rule to which every image counts alike
+
+
 def test_the_judged_half_is_not_the_fitted_one() -> None:
     # 60 perturbations with 192 components each are separated by a rule that has seen them.
     clean, labels = images(60)

@@ -51,16 +51,18 @@ class CrossTraining(Study):
 
     def work(self, job: StudyJob, data: TrainingData, cost: Callable[[Arch], float]) -> float:
         """A training, and all sets after each of its epochs."""
-        cell, sets = job.context, len(job.crafted) + 1
-        images = len(data.train) * cell.recipe.epochs
-        return cost(cell.arch) * images * (PASSES_PER_TRAINING_STEP + sets)
+        assert job.victim is not None
+        recipe, sets = job.victim.recipe, len(job.crafted) + 1
+        images = len(data.train) * recipe.epochs
+        return cost(job.victim.arch) * images * (PASSES_PER_TRAINING_STEP + sets)
 
     def measure(self, tools: Tools) -> dict[str, Any]:
         """Train as the control of the grid is trained, and look after every epoch."""
-        job, clean = tools.job, tools.dataset
+        job, clean, victim = tools.job, tools.dataset, tools.job.victim
+        assert victim is not None
         sets = {CLEAN: clean} | {label: tools.released(label) for label, _ in job.crafted}
         training, curve, ever = _resumed(tools, sets)
-        forward = tools.cost(job.context.arch)
+        forward = tools.cost(victim.arch)
         per_image = PASSES_PER_TRAINING_STEP * forward
 
         def pack() -> dict[str, Any]:
@@ -69,7 +71,7 @@ class CrossTraining(Study):
         tools.monitor.advance(
             (per_image + forward * len(sets)) * len(clean) * training.epoch  # of before
         )
-        while training.epoch < job.context.recipe.epochs:
+        while training.epoch < victim.recipe.epochs:
             row = training.run_epoch(lambda images: tools.monitor.advance(per_image * images))
             shares = {}
             for label, dataset in sets.items():
