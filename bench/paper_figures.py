@@ -356,7 +356,16 @@ def _confusion_table(summary: Summary, aims: Sequence[int]) -> Table:
     """Of clean test images: how many are recognised, and how many go where they were aimed."""
     from bench.paper_plots import confusion_shares
 
-    heads = ["method", "architecture", "n", "protected right", "aimed at", "others right", "most"]
+    heads = [
+        "method",
+        "architecture",
+        "n",
+        "right",
+        "aimed at",
+        "to others",
+        "others right",
+        "most",
+    ]
     lines, numbers = [], []
     for row in summary.rows:
         for column in summary.columns:
@@ -370,9 +379,10 @@ def _confusion_table(summary: Summary, aims: Sequence[int]) -> Table:
             lines.append([label, str(column), str(len(done)), *texts, found["most"]])
             numbers.append({"method": label, "arch": str(column), "n": len(done), **found})
     notes = (
-        "Percent of the clean test images of protected classes that are recognised, and that are "
-        "taken for the class they were aimed at; of the other classes that are recognised; and "
-        "the class that is predicted most often, with its share of all predictions.",
+        "Of the clean test images of protected classes the percentage that is recognised (right), "
+        "taken for the class they were aimed at, and for any class that is not protected; of the "
+        "other classes the percentage that is recognised; and the class that is predicted most "
+        "often, with its share of all predictions.",
     )
     caption = tuple(scale(summary))
     return Table("", caption, frame(heads, lines), 2, 1, notes, machine(numbers, ("n",)))
@@ -389,6 +399,9 @@ def _confused(done: Sequence[Record], shares: Any, aims: Sequence[int], row: Row
     return {
         "protected_right": _mean(shares[one][one] for one in protected),
         "aimed_at": _mean(aimed),
+        "to_others": _mean(sum(shares[one][other] for other in others) for one in protected)
+        if others
+        else None,
         "others_right": _mean(shares[one][one] for one in others),
         "most": f"{names[most]} {shares.sum(axis=0)[most] / len(names):.0f} %",
     }

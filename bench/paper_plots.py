@@ -204,7 +204,9 @@ def _percent_axes(panels: Sequence[Axes], across: str, down: str) -> None:
         axes.set_xlim(first, last)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.set_xlabel(across)
-    panels[0].set_ylabel(down)
+        place = axes.get_subplotspec()
+        if place is not None and place.is_first_col():
+            axes.set_ylabel(down)
 
 
 def _matrix(axes: Axes, values: NDArray[np.float64], top: float, text: str | None) -> None:

@@ -95,7 +95,9 @@ class Wanted:
         side = 32 if small else 224
         known = SimpleNamespace(classes=record["classes"], image_size=(side, side))
         data = cast(ImageDataset, known)
-        return self.method.fitted(data, record.get("protected_classes", []))
+        # What somebody chose to protect, other than a data set's paper, changes no setting.
+        usual = bool(self.expansion.source.protected_classes)
+        return self.method.fitted(data, record.get("protected_classes", []) if usual else [])
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ GRIDS = {
     "held-out": {"methods": "noise", "holdout": 0.0002},  # of 50 000 where a recipe takes all
     "sweep": {"methods": "lsp:epsilon=[0.02,0.06]"},
     "samples": {"methods": "noise"},
-    "confusion": {"methods": "noise", "protect_classes": "1-2"},
+    "confusion": {"methods": "sep:checkpoints=1,steps=1", "protect_classes": "1-2"},
     "gradient-cosine": {"methods": "sep:checkpoints=2,steps=1"},
     "cross-training": {"methods": "noise"},
     "gaussian-mixture": {},
@@ -234,19 +234,19 @@ class TestConfusion:
     def test_table(self, drawn: Path) -> None:
         report = report_figures(drawn / "results", [figure("confusion")], BASE, {})
         (rows,) = report.numbers.values()
-        control, noise = rows
+        control, ours = rows
         assert control["method"] == "clean"
         assert control["protected_right"] is None
         assert control["others_right"] is not None
         (file,) = [
             one
-            for one in (drawn / "results" / "cells").glob("noise*.json")
+            for one in (drawn / "results" / "cells").glob("sep*.json")
             if json.loads(one.read_text()).get("protected_classes")
         ]
         counts = np.array(json.loads(file.read_text())["confusion"], dtype=float)
         shares = 100 * counts / counts.sum(1, keepdims=True)
-        assert noise["protected_right"] == pytest.approx((shares[1, 1] + shares[2, 2]) / 2)
-        assert noise["aimed_at"] == pytest.approx((shares[1, 2] + shares[2, 0]) / 2)
+        assert ours["protected_right"] == pytest.approx((shares[1, 1] + shares[2, 2]) / 2)
+        assert ours["aimed_at"] == pytest.approx((shares[1, 2] + shares[2, 0]) / 2)
 
 
 class TestCommand:
