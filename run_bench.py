@@ -312,6 +312,8 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
         print(f"{summary(ended.total)}, {core_seconds():.0f} core-seconds", file=sys.stderr)
     report = paper.report_paper(session.results, tables, session.grid, ended.reasons)
     drawn = paper_figures.report_figures(session.results, figures, session.grid, ended.undrawn)
+    for note in dict.fromkeys([*report.notes, *drawn.notes]):
+        print(f"note: {note}", file=sys.stderr)
     texts = "\n\n".join(filter(None, (report.text, drawn.text)))
     numbers = json.dumps(report.numbers | drawn.numbers, ensure_ascii=False)
     print(numbers if typed["json"] else texts)

@@ -36,7 +36,8 @@ def diff_parser() -> argparse.ArgumentParser:
         prog="run_bench.py diff",
         description="Which numbers moved between two results folders, by how many standard errors "
         "over victim seeds, which cells only one has, and what differs in settings or versions. "
-        "Records with the same key and the same results are counted, not listed.",
+        "Records with the same key and the same results are counted, not listed. Only cells are "
+        "compared; records of studies are not looked at.",
         epilog="Exit codes: 0 done, 1 a file was left out or --check failed, 2 wrong request.",
     )
     made.add_argument("a", metavar="A", help="results folder (it holds cells/)")
@@ -54,14 +55,17 @@ def merge_parser() -> argparse.ArgumentParser:
     """The options of `merge`."""
     made = argparse.ArgumentParser(
         prog="run_bench.py merge",
-        description="Fold the records and samples of several results folders together. Of records "
-        "with equal keys and results one stays (with the most fields, then the first finished), "
-        "and one that is done replaces one that failed. If any two are done and their results "
-        "differ, they are listed and nothing is written. Damaged files are named and left out.",
+        description="Fold the records, of cells and of studies, and the samples of several results "
+        "folders together. Of records with equal keys and results one stays (with the most fields, "
+        "then the first finished), and one that is done replaces one that failed. If any two are "
+        "done and their results differ, they are listed and nothing is written. Damaged files are "
+        "named and left out.",
         epilog="Exit codes: 0 done, 1 done but a file was left out, 2 conflict or wrong request. "
         "After an interruption the same command goes on.",
     )
-    made.add_argument("folders", metavar="A", nargs="+", help="results folders (they hold cells/)")
+    made.add_argument(
+        "folders", metavar="A", nargs="+", help="results folders (with cells/ or studies/)"
+    )
     made.add_argument(
         "--into", metavar="C", required=True, help="folder, new or not; what it has takes part"
     )
@@ -115,7 +119,7 @@ def merge(words: Sequence[str]) -> Answer:
         return Answer("", [*conflicts, f"error: {error}"], REFUSED)
     said = (
         f"{into}: {done.added} records added, {done.replaced} replaced, {done.kept} as they were, "
-        f"{done.samples} samples and {done.studies} studies added"
+        f"{done.samples} samples added, {done.studies} studies added or replaced"
     )
     notes = [*done.damaged, *done.notes]
     if not typed.no_report and done.added + done.replaced + done.kept:

@@ -31,8 +31,8 @@ COLLAPSE = 0.5
 SEPARABLE = 0.9
 """A perturbation is separable when its score is this part of the way from chance to 1 or more. With
 ten classes that is 0.91; our crafted sets of 1000 to 5000 images lie above 0.96 or below 0.88."""
-EXACT = tuple(PUBLISHED)
-"""Recipes that ask for fp32, or TF32 on a GPU."""
+EXACT = (*PUBLISHED, "standard")
+"""Recipes that ask for fp32, or TF32 on a GPU, for reports, which know records and no classes."""
 CONTROLS = Path(__file__).resolve().parent / "controls.toml"
 
 
@@ -90,6 +90,8 @@ FEW = Flag("few-seeds", "*", f"fewer than {FEW_SEEDS} victim seeds.")
 
 FLAGS = (BROKEN, LOW_TRAINING, FAILED, WEAK_CONTROL, ONE_CLASS, LINEAR, OTHERWISE, FEW)
 """In the order of their marks."""
+GRAVE = (BROKEN, LOW_TRAINING, WEAK_CONTROL, OTHERWISE)
+"""With one of these a number speaks neither for nor against what was published or claimed."""
 
 
 def flags(group: Group, control: Group, precision: str | None = None) -> list[Flag]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from bench import record
 from bench.claims import FILE
@@ -43,7 +45,8 @@ class Merged:
         replaced: records that were, and failed, said less or were made later.
         kept: records that were there and stayed.
         samples: sample files that were added.
-        studies: records of studies that were added.
+        studies: records of studies that were added, or that replaced one that was not done, was
+            damaged, said less or was made later.
         notes: what else is worth knowing.
         damaged: a line for every file that was left out.
     """
@@ -99,7 +102,7 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
     and the same call goes on. No name of a file is taken from inside a record.
 
     Args:
-        folders: each holds `cells/`.
+        folders: each holds `cells/` or `studies/`.
         into: may be new, one of the others, or have records, which then take part.
 
     Raises:
@@ -107,21 +110,27 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
         UsageError: if a folder is not there, cannot be written, or holds newer records.
     """
     for folder in folders:
-        if not (folder / "cells").is_dir():
-            raise UsageError(f"{folder} holds no records (no folder {folder / 'cells'})")
+        rooms = [folder / room for room in (record.CELLS, record.STUDIES)]
+        if not any(room.is_dir() for room in rooms):
+            missing = " or ".join(map(str, rooms))
+            raise UsageError(f"{folder} holds no records (no folder {missing})")
     inputs = list({folder.resolve(): folder for folder in (into, *folders)}.values())
     damaged: list[str] = []
     found: dict[str, list[Source]] = defaultdict(list)
     for folder in inputs:
         for source in _sources(folder, damaged):
             found[source.key].append(source)
-    _check_names(found)
     studies = _studies(inputs, damaged)
+    _check_names(found)
+    _check_names(studies)
     conflicts = [line for sources in found.values() for line in _conflicts(sources)]
-    conflicts += [line for files in studies.values() for line in _study_conflicts(files)]
+    conflicts += [line for sources in studies.values() for line in _study_conflicts(sources)]
     if conflicts:
         raise ConflictError(conflicts)
-    chosen = {key: min(sources, key=lambda s: s.preference) for key, sources in found.items()}
+    chosen, chosen_studies = (
+        {key: min(sources, key=lambda s: s.preference) for key, sources in room.items()}
+        for room in (found, studies)
+    )
     check_writable(into, "results", "--into")
     notes = [
         f"{folder / FILE} is not merged: claims belong to the records that they were made before"
@@ -130,35 +139,35 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
     ]
     # First the samples: a record that stands is then complete.
     samples = _merge_samples(inputs, into, [source.record for source in chosen.values()], notes)
+    added, replaced = _write(into, chosen, record.CELLS)
+    kept = len(chosen) - added - replaced
+    new_studies = sum(_write(into, chosen_studies, record.STUDIES))
+    return Merged(added, replaced, kept, samples, new_studies, notes, damaged)
+
+
+def _write(into: Path, chosen: Mapping[str, Source], room: str) -> tuple[int, int]:
+    """Put records where they are not yet, byte for byte; how many are new, and how many replace."""
     added = replaced = 0
     for key, source in sorted(chosen.items()):
-        known = record.find(into, key)
+        known = record.find(into, key, room)
         if known is not None and known.read_bytes() == source.text:
             continue
         slug = slugify(source.file.stem.removesuffix(f"-{key[:12]}"))
         text = source.text
         write_with(
-            known or record.path_of(into, key, slug), lambda file, text=text: file.write(text)
+            known or record.path_of(into, key, slug, room),
+            lambda file, text=text: file.write(text),
         )
         if known is None:
             added += 1
         else:
             replaced += 1
-    kept = len(chosen) - added - replaced
-    new_studies = 0
-    for key, files in sorted(studies.items()):
-        if record.find(into, key, record.STUDIES) is None:
-            text = files[0].read_bytes()
-            slug = slugify(files[0].stem.removesuffix(f"-{key[:12]}"))
-            target = record.path_of(into, key, slug, record.STUDIES)
-            write_with(target, lambda file, text=text: file.write(text))
-            new_studies += 1
-    return Merged(added, replaced, kept, samples, new_studies, notes, damaged)
+    return added, replaced
 
 
-def _studies(folders: Iterable[Path], damaged: list[str]) -> dict[str, list[Path]]:
-    """Files of studies by key, as far as they are what their keys say."""
-    found: dict[str, list[Path]] = defaultdict(list)
+def _studies(folders: Iterable[Path], damaged: list[str]) -> dict[str, list[Source]]:
+    """Records of studies by key, as far as they are what their keys say."""
+    found: dict[str, list[Source]] = defaultdict(list)
     for folder in folders:
         for file in sorted((folder / record.STUDIES).glob("*.json")):
             try:
@@ -168,21 +177,35 @@ def _studies(folders: Iterable[Path], damaged: list[str]) -> dict[str, list[Path
             except UsageError as error:
                 damaged.append(f"left out: {error}")
                 continue
-            if key_of(one["identity"]) == one["key"] and "study" in one:
-                found[one["key"]].append(file)
+            if key_of(one["identity"]) == one["key"]:
+                found[one["key"]].append(Source(one, file.read_bytes(), file))
             else:
                 damaged.append(f"left out: the key of record {file} is not that of its identity")
     return found
 
 
-def _study_conflicts(files: Sequence[Path]) -> Iterator[str]:
+def _study_conflicts(sources: Sequence[Source]) -> Iterator[str]:
     """The first contradiction between records of one study."""
-    first = record.read(files[0])
-    for file in files[1:]:
-        if record.read(file)["values"] != first["values"]:
-            title = f"{first['study']} of {first['subject']}"
-            yield f"{title}: values in {files[0].parent.parent} and {file.parent.parent}"
+    done = [source for source in sources if source.record["status"] == "done"]
+    for one, other in combinations(done, 2):
+        if not _agree(one.record["values"], other.record["values"]):
+            title = f"{one.record['study']} of {one.record['subject']}"
+            yield f"{title}: values in {one.folder} and {other.folder}"
             return
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Equality in which floats may differ by 1e-9 of their size, and NaN is NaN.
+
+    What needs no images is computed anew on every machine, and its last bits are the machine's.
+    """
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_agree(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_agree, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9) or (math.isnan(one) and math.isnan(other))
+    return one == other
 
 
 def _sources(folder: Path, damaged: list[str]) -> Iterator[Source]:

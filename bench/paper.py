@@ -212,7 +212,9 @@ def plan_paper(
 
 def text_of(plan: dict[str, Any]) -> str:
     """One of the plans for people."""
-    body = f"cannot be run: {plan['reason']}" if "reason" in plan else grid_text(plan)
+    body = plan.get("at_once") or (
+        f"cannot be run: {plan['reason']}" if "reason" in plan else grid_text(plan)
+    )
     return f"{plan['title']}\n{body}"
 
 
@@ -224,11 +226,13 @@ class PaperReport:
         text: for the terminal.
         files: everything written.
         numbers: of every table and figure by its name, a row a cell or a line.
+        notes: a line for every file of the results that was left out.
     """
 
     text: str
     files: list[Path]
     numbers: dict[str, list[dict[str, Any]]]
+    notes: list[str] = field(default_factory=list)
 
 
 def report_paper(
@@ -236,13 +240,14 @@ def report_paper(
 ) -> PaperReport:
     """Fill tables from the records of a folder, and write them into its `tables/`."""
     scale = Scale(base)
-    records = list(record.read_all(results, notes=[]))
+    notes: list[str] = []
+    records = list(record.read_all(results, notes))
     texts, files, numbers = [], [], {}
     for table in tables:
         cells = look_up(table, records, scale, reasons)
         made = [paper_table(table, cells, scale)]
         found = judgements(table, cells, scale)
-        made += [paper_claims_table(table, found, scale)] if found else []
+        made += [paper_claims_table(table, found, cells, scale)] if found else []
         beside = statistics_table(table, cells, scale)
         made += [beside] if len(beside.cells) else []
         files += write_tables(results / "tables", made)
@@ -250,4 +255,4 @@ def report_paper(
         texts.append(heading + join(made))
         for one in made:
             numbers[one.name] = json.loads(one.numbers.to_json(orient="records") or "[]")
-    return PaperReport("\n\n".join(texts), files, numbers)
+    return PaperReport("\n\n".join(texts), files, numbers, notes)

@@ -20,6 +20,7 @@ from bench.plots import (
     plain_style,
 )
 from bench.record import CONTROL
+from bench.study_tables import Named, by_subject, never_correct
 from bench.summary import Group, Record, Row, Summary
 
 if TYPE_CHECKING:
@@ -105,40 +106,51 @@ def confusion_figure(summary: Summary, aims: Sequence[int], title: str) -> Figur
     return figure
 
 
-def cosine_figure(records: Sequence[Record], title: str, caption: str) -> Figure:
+def cosine_figure(found: Named, title: str, caption: str) -> Figure:
     """Absolute cosines between input gradients, a panel a method whose networks are compared."""
     with plain_style():
-        figure, grid = _grid(len(records), 2.8)
-        for axes, record in zip(grid, records, strict=False):
-            values = record["values"]
+        figure, grid = _grid(len(found), 2.8)
+        for axes, (subject, record) in zip(grid, found, strict=False):
+            values, between = record["values"], record["values"]["between"]
             _matrix(axes, np.array(values["cosines"]), 1.0, "{:.2f}")
             names = values["networks"]
             axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
             axes.set_yticks(range(len(names)), names, fontsize=6)
-            axes.set_title(f"{brief(record['subject'])}: mean {values['between']:.2f} between")
+            mean = "" if between is None else f": mean {between:.2f} between"
+            axes.set_title(brief(subject) + mean)
         caption_figure(figure, title, [caption])
     return figure
 
 
-def cross_training_figure(records: Sequence[Record], title: str, caption: str) -> Figure:
-    """Accuracy on fixed training images during a clean training, a panel an architecture."""
-    labels = sorted({label for one in records for label in one["values"]["never_correct"]})
+def cross_training_figure(found: Named, title: str, caption: str) -> Figure:
+    """Accuracy on fixed training images during a clean training, a panel an architecture.
+
+    Lines are means over seeds, bands reach from the lowest to the highest.
+    """
+    groups = by_subject(found)
+    labels = sorted({label for _, one in found for label in one["values"]["never_correct"]})
     others = [label for label in labels if label != CONTROL]
-    colours = {CONTROL: "#000000"} | dict(zip(others, COLOURS * 9, strict=False))
+    colours = {CONTROL: "#000000"} | dict(zip(others, COLOURS * len(others), strict=False))
     with plain_style():
-        figure, grid = _grid(len(records), 2.3, legible=True)
-        for axes, record in zip(grid, records, strict=False):
+        figure, grid = _grid(len(groups), 2.3, legible=True)
+        for axes, (subject, group) in zip(grid, groups.items(), strict=False):
             ends = []
-            for label, never in record["values"]["never_correct"].items():
-                points = {
-                    row["epoch"]: 100 * row["sets"][label] for row in record["values"]["curve"]
-                }
+            for label in group[0]["values"]["never_correct"]:
+                curves: dict[int, list[float]] = {}
+                for row in (row for one in group for row in one["values"]["curve"]):
+                    curves.setdefault(row["epoch"], []).append(100 * row["sets"][label])
+                points = {epoch: sum(v) / len(v) for epoch, v in sorted(curves.items())}
                 _line(axes, points, colours[label])
-                name = f"{brief(label, 14)} ({100 * never:.0f} %)"
+                if len(group) > 1:
+                    low, high = ([edge(curves[e]) for e in points] for edge in (min, max))
+                    look: dict[str, Any] = {"color": colours[label], "alpha": 0.15}
+                    axes.fill_between(list(points), low, high, linewidth=0, **look)
+                name = f"{brief(label, 14)} ({100 * never_correct(group, label).mean:.0f} %)"
                 ends.append(End(name, colours[label], *list(points.items())[-1]))
             name_ends(axes, ends, None, gap=NAME_HEIGHT / 2.3)
-            axes.set_title(record["subject"])
-        _percent_axes(grid[: len(records)], "epoch of the clean training", "accuracy (%)")
+            seeds = "" if len(group) == 1 else f" · {len(group)} seeds"
+            axes.set_title(subject + seeds)
+        _percent_axes(grid[: len(groups)], "epoch of the clean training", "accuracy (%)")
         caption_figure(figure, title, [caption])
     return figure
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from bench.claims import CONFIDENCE, half_width
-from bench.flags import Flag, Number, flag_names, flags_of_all, settle
+from bench.flags import FEW, FLAGS, Flag, Number, flag_names, flags_of_all, settle
 from bench.paper_tables import (
     SECONDS,
     Cells,
@@ -66,6 +66,15 @@ class Sample:
             return Spread.of([])
         drops = [part.drop(self.control) for part in self.parts]
         return Spread.of(100 * drop.mean for drop in drops if drop.n)
+
+    @property
+    def drop_flags(self) -> tuple[Flag, ...]:
+        """Doubts about the drop, the control's own among them; few are few pairs."""
+        if not self.drop.n:
+            return ()
+        found = {*self.flags} - {FEW}
+        found |= {*flags_of_all([(self.control, self.control)], self.drop.n)}
+        return tuple(flag for flag in FLAGS if flag in found)
 
     @cached_property
     def peak(self) -> Spread:
@@ -160,7 +169,7 @@ def _line(sample: Sample) -> list[str | Number]:
         str(spread.n),
         Number(_with_half(spread), sample.flags),
         _decimal(spread.sd),
-        Number(_with_half(drop), sample.flags) if drop.n else "",
+        Number(_with_half(drop), sample.drop_flags) if drop.n else "",
         _decimal(drop.sd) if drop.n else "",
         str(drop.n) if drop.n or sample.unpaired else "",
         Number(_decimal(peak.mean), sample.flags) if peak.n else "",
@@ -229,6 +238,7 @@ def _numbers(table: PaperTable, place: tuple[int, int], sample: Sample) -> Mappi
         "unpaired_seeds": " ".join(map(str, sample.unpaired)),
         "peak_oracle": rounded(sample.peak.mean),
         "flags": flag_names(sample.flags),
+        "drop_flags": flag_names(sample.drop_flags),
     }
 
 

@@ -8,14 +8,21 @@ the 95 % interval of our mean over victim seeds, and the band of published +- to
     differs, named beforehand   so it does, and the targets file gave a reason before any run, or
                                 the recipe is that of another paper
     undecided                   it lies across an edge, or one victim has no interval
+    doubtful                    whatever it lies in: the number has a broken bound, failed training,
+                                a weak control, or other training than the recipe's behind it
+
+That a number is quoted from another paper is a reason named beforehand, without being listed: its
+victims were trained otherwise.
 
 Below that scale only orders are judged: a claim holds where every interval that must lie lower
 ends below the beginning of every other, does not hold where two lie the other way round, and is
-undecided otherwise.
+undecided otherwise. It is doubtful where a number with one of the doubts above has a part in it,
+unless two others decide against it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +35,7 @@ from bench.claims import CONFIDENCE, WORDS, half_width
 from bench.component import Component
 from bench.data import ImageDataset
 from bench.errors import NOT_RUN
-from bench.flags import Flag, Number, flag_names, flags, settle
+from bench.flags import FLAGS, GRAVE, Flag, Number, flag_names, flags, settle
 from bench.grid import Expansion, Grid, takes_epsilon
 from bench.method import Method
 from bench.recipe import PUBLISHED
@@ -40,6 +47,7 @@ from bench.targets import Claim, PaperTable, Place, Target
 
 SECONDS = "crafting_seconds"
 AGREES, DIFFERS, NAMED, UNDECIDED = "agrees", "differs", "differs, named", "undecided"
+DOUBTFUL = "doubtful"
 NO_RECORD = "no record"
 Reasons = Mapping[Place, str]
 """Why places could not be run, as it turned out."""
@@ -66,11 +74,12 @@ class Wanted:
         )
 
     def _is_crafted(self, record: Record, place: Place) -> bool:
-        """With the same settings and share, on all classes or those that are usual there."""
-        usual = self.expansion.source.protected_classes or self.expansion.grid.protect_classes
+        """With the same settings and share, on the very classes that the grid protects."""
+        named = cast(ImageDataset, SimpleNamespace(classes=tuple(record["classes"])))
+        classes = self.expansion.protected_classes(named) or ()
         return (
             record["poison_ratio"] == place.share
-            and bool(record.get("protected_classes")) == bool(usual)
+            and list(record.get("protected_classes") or ()) == list(classes)
             and record["method_settings"] == self._fitted(record).settings()
         )
 
@@ -96,8 +105,8 @@ class Wanted:
         known = SimpleNamespace(classes=record["classes"], image_size=(side, side))
         data = cast(ImageDataset, known)
         # What somebody chose to protect, other than a data set's paper, changes no setting.
-        usual = bool(self.expansion.source.protected_classes)
-        return self.method.fitted(data, record.get("protected_classes", []) if usual else [])
+        usual = [record["classes"].index(name) for name in self.expansion.source.protected_classes]
+        return self.method.fitted(data, usual)
 
 
 @dataclass(frozen=True)
@@ -223,7 +232,14 @@ class Found:
             return self.absence
         if not self.comparable:
             return MISSING
+        if self.doubts:
+            return DOUBTFUL
         return judged(self.spread, target.published, target.tolerance, bool(self.named))
+
+    @property
+    def doubts(self) -> tuple[Flag, ...]:
+        """Those that forbid a verdict."""
+        return tuple(flag for flag in self.flags if flag in GRAVE)
 
 
 def judged(ours: Spread, published: float, tolerance: float, named: bool) -> str:
@@ -281,7 +297,7 @@ def look_up(
     other = [] if scale.is_of(table) or not scale.is_paper else [_other_recipe(table, scale)]
     found: Cells = {}
     for row, column, target in table.cells():
-        named = (*target.named, *other)
+        named = (*target.reasons, *other)
         if target.missing:
             found[row, column] = Found(target, reason=target.missing, named=named)
             continue
@@ -318,7 +334,11 @@ def _other_recipe(table: PaperTable, scale: Scale) -> str:
 def _alike(control: Group, group: Group) -> Group:
     """The part of the control that was trained in a precision of the group."""
     precisions = {one["precision"] for one in group.done}
-    return Group(tuple(one for one in control.done if one["precision"] in precisions))
+    done, failed = (
+        tuple(one for one in records if one["precision"] in precisions)
+        for records in (control.done, control.failed)
+    )
+    return Group(done, failed)
 
 
 def _recrafted(
@@ -533,7 +553,8 @@ def _caption(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
     yield (
         f"Verdicts: with the band of published ± {usual} points, fixed beforehand (smaller below "
         "20 %), an interval inside agrees, one outside differs (named: for a reason given "
-        "beforehand), one across an edge is undecided, and so is a single victim."
+        "beforehand), one across an edge is undecided, and so is a single victim. Doubtful is a "
+        "number that itself forbids a verdict."
     )
 
 
@@ -558,9 +579,9 @@ def _told(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
         yield f"Ours are of recipe {scale.expansion.recipe_label}{advice}."
     yield from map(_sentence, table.quirks)
     kinds: list[tuple[str, Callable[[Found], Iterable[str]]]] = [
-        ("Quoted", lambda one: [one.target.quoted] if one.target.quoted else []),
         ("", lambda one: one.target.quirks),
         ("Named beforehand", lambda one: one.named),
+        ("Doubtful", lambda one: _reasons(one.doubts) if one.verdict == DOUBTFUL else []),
         ("Not run", lambda one: [one.reason] if one.reason else []),
     ]
     for kind, of in kinds:
@@ -571,6 +592,11 @@ def _told(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
         for text, where in places.items():
             start = f"{kind}: " if kind else ""
             yield f"{start}{where_text(table, where, cells)}: {text.removesuffix('.')}."
+
+
+def _reasons(doubts: Iterable[Flag]) -> list[str]:
+    """Doubts by name, with the marks whose meaning stands beside them."""
+    return [f"{flag.name} ({flag.mark})" for flag in doubts]
 
 
 def _sentence(text: str) -> str:
@@ -652,6 +678,7 @@ class Judgement:
         highest: which has it.
         holds: None if that is undecided.
         absent: which have no record.
+        flags: doubts about every number that has a part in it, by name.
     """
 
     claim: Claim
@@ -662,6 +689,23 @@ class Judgement:
     highest: str
     holds: bool | None
     absent: tuple[str, ...]
+    flags: Mapping[str, tuple[Flag, ...]]
+
+    @property
+    def doubtful(self) -> dict[str, tuple[Flag, ...]]:
+        """The numbers that forbid a verdict, each with why."""
+        grave = {n: tuple(flag for flag in f if flag in GRAVE) for n, f in self.flags.items()}
+        return {name: found for name, found in grave.items() if found}
+
+    @property
+    def verdict(self) -> str:
+        """In a word or two."""
+        return DOUBTFUL if self.holds is None and self.doubtful else WORDS[self.holds]
+
+    @property
+    def all_flags(self) -> list[Flag]:
+        """Doubts about any of the numbers."""
+        return [flag for flag in FLAGS if any(flag in found for found in self.flags.values())]
 
 
 def judgements(table: PaperTable, cells: Cells, scale: Scale) -> list[Judgement]:
@@ -687,11 +731,13 @@ def judgements(table: PaperTable, cells: Cells, scale: Scale) -> list[Judgement]
 def _judge(claim: Claim, where: str, side: Mapping[str, Found | None]) -> Judgement | None:
     ends: dict[str, tuple[float, float]] = {}
     absent = []
+    doubts: dict[str, tuple[Flag, ...]] = {}
     for name in (*claim.above, *claim.below):
         one = side[name]
         if one is None or not one.values:
             absent.append(name)
             continue
+        doubts[name] = one.flags
         factor = claim.factor if name in claim.above else 1.0
         ends[name] = (
             factor * (one.spread.mean - one.half),
@@ -707,22 +753,27 @@ def _judge(claim: Claim, where: str, side: Mapping[str, Found | None]) -> Judgem
     lowest = min(above, key=lambda name: _first(above[name][0], -math.inf))
     highest = max(below, key=lambda name: _first(below[name][1], math.inf))
     floor, ceiling = above[lowest][0], below[highest][1]
-    reversed_pair = any(b[0] > a[1] for a in above.values() for b in below.values())
-    holds = None
-    if reversed_pair:
-        holds = False
-    elif ceiling < floor and not absent:
-        holds = True
-    return Judgement(claim, where, floor, lowest, ceiling, highest, holds, tuple(absent))
+    made = Judgement(claim, where, floor, lowest, ceiling, highest, None, tuple(absent), doubts)
+    sound = [
+        [pair for name, pair in group.items() if name not in made.doubtful]
+        for group in (above, below)
+    ]
+    if any(b[0] > a[1] for a, b in itertools.product(*sound)):
+        return replace(made, holds=False)
+    holds = ceiling < floor and not absent and not made.doubtful
+    return replace(made, holds=True) if holds else made
 
 
 def _first(value: float, instead: float) -> float:
     return instead if math.isnan(value) else value
 
 
-def paper_claims_table(table: PaperTable, found: Sequence[Judgement], scale: Scale) -> Table:
+def paper_claims_table(
+    table: PaperTable, found: Sequence[Judgement], cells: Cells, scale: Scale
+) -> Table:
     """What came of a table's claims."""
-    lines, last = [], ""
+    lines: list[list[str | Number]] = []
+    last = ""
     for one in found:
         said = "" if one.claim.says == last else one.claim.says
         last = one.claim.says
@@ -731,27 +782,30 @@ def paper_claims_table(table: PaperTable, found: Sequence[Judgement], scale: Sca
             [
                 said,
                 one.where,
-                f"{_end(one.floor)} ({one.lowest}{part})",
-                f"{_end(one.ceiling)} ({one.highest})",
-                WORDS[one.holds],
+                _end(one.floor, one.flags.get(one.lowest), f" ({one.lowest}{part})"),
+                _end(one.ceiling, one.flags[one.highest], f" ({one.highest})"),
+                one.verdict,
             ]
         )
+    shown, marked = settle(lines)
     absent = sorted({name for one in found for name in one.absent})
     told = [f"Not run, so that nothing holds of them yet: {', '.join(absent)}."] if absent else []
+    told += _doubts_told(found)
     caption = (
         f"{table.title}: what its order says. Lowest lower end of a {100 * CONFIDENCE:.0f} % "
         "interval over victim seeds in the group that must lie above, and highest upper end in the "
         "other, in percent; a claim holds where all intervals lie apart, does not where two lie "
-        "the other way round, and is undecided otherwise."
+        "the other way round, and is undecided otherwise; it is doubtful where a number that "
+        "forbids a verdict has a part in it, unless two others decide against it."
     )
     small = () if scale.is_paper else (SMALL_SCALE,)
     return Table(
         name=f"paper-{table.paper}-{table.name}-claims",
-        caption=(caption, scale_text({}, scale), *small),
-        cells=frame(["claim", "where", "above", "below", "verdict"], lines),
+        caption=(caption, scale_text(cells, scale), *small),
+        cells=frame(["claim", "where", "above", "below", "verdict"], shown),
         lead=2,
         step=3,
-        notes=tuple(told),
+        notes=(*marked, *told),
         numbers=machine(
             {
                 "table": table.label,
@@ -761,13 +815,31 @@ def paper_claims_table(table: PaperTable, found: Sequence[Judgement], scale: Sca
                 "above_low": rounded(one.floor),
                 "below": one.highest,
                 "below_high": rounded(one.ceiling),
-                "verdict": WORDS[one.holds],
+                "verdict": one.verdict,
                 "absent": " ".join(one.absent),
+                "doubtful": " ".join(one.doubtful),
+                "above_flags": flag_names(one.flags.get(one.lowest, ())),
+                "below_flags": flag_names(one.flags[one.highest]),
+                "flags": flag_names(one.all_flags),
             }
             for one in found
         ),
     )
 
 
-def _end(value: float) -> str:
-    return MISSING if math.isnan(value) else f"{value:.1f}"
+def _doubts_told(found: Sequence[Judgement]) -> Iterator[str]:
+    """Whose numbers make claims doubtful, and why, in lines by reason."""
+    places: dict[str, dict[str, None]] = defaultdict(dict)
+    for one in found:
+        for name, doubts in one.doubtful.items() if one.verdict == DOUBTFUL else ():
+            row, column = (name, one.where) if one.claim.rows else (one.where, name)
+            for reason in _reasons(doubts):
+                places[reason][f"{row} on {column}"] = None
+    for reason, where in places.items():
+        yield f"Doubtful: {', '.join(where)}: {reason}."
+
+
+def _end(value: float, doubts: Sequence[Flag] | None, after: str) -> str | Number:
+    """An end of an interval and whose it is; a claimed bound has no doubts."""
+    text = MISSING if math.isnan(value) else f"{value:.1f}"
+    return text + after if math.isnan(value) or doubts is None else Number(text, doubts, after)

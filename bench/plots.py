@@ -163,7 +163,7 @@ class End:
 
     label: str
     colour: str
-    epoch: float
+    across: float
     percent: float
 
 
@@ -213,14 +213,29 @@ def _points(group: Group, field: str) -> dict[int, list[float]]:
     return dict(sorted(values.items()))
 
 
-def name_ends(axes: Axes, ends: Iterable[End], chance_percent: float | None, gap: float) -> None:
-    """Write each line's name beside its end, `gap` apart where lines meet; chance's, too."""
+def name_ends(
+    axes: Axes,
+    ends: Iterable[End],
+    chance_percent: float | None,
+    gap: float,
+    within: tuple[float, float] = (1, 99),
+) -> None:
+    """Write each line's name beside its end.
+
+    Args:
+        axes: the panel; names stand to its right.
+        ends: of the lines.
+        chance_percent: where the line of chance is, if there is one to be named.
+        gap: least distance between names, in percent.
+        within: lowest and highest place for a name, in percent.
+    """
     places = list(ends)
     if chance_percent is not None:
-        last = max((end.epoch for end in places), default=1)
+        last = max((end.across for end in places), default=1)
         places.append(End("chance", GREY, last, chance_percent))
     places.sort(key=lambda end: (-end.percent, end.label))
-    heights = move_apart([end.percent for end in places], gap=gap, low=1, high=99)
+    low, high = within
+    heights = move_apart([end.percent for end in places], gap=gap, low=low, high=high)
     for end, height in zip(places, heights, strict=True):
         axes.annotate(
             brief(end.label),

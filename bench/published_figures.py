@@ -39,6 +39,10 @@ from bench.targets import (
 
 FIGURES = "figures"
 """What stands for all figures of a paper."""
+OF_STUDIES = ("gradient-cosine", "cross-training", "gaussian-mixture")
+"""Kinds that are named like their study."""
+KINDS = ("curves", "held-out", "sweep", "samples", "confusion", *OF_STUDIES)
+"""How figures are measured and drawn."""
 OPTIONS = ("dataset", "methods", "archs", "defenses", "epsilon", "protect_classes", "holdout")
 """What a figure may say of its grid."""
 
@@ -121,6 +125,8 @@ def _figure(file: Path, name: str, content: Any, source: str) -> PaperFigure:
     figure = Fields(content, f"{file.name}: {name}")
     scales = [key for key, value in content.items() if isinstance(value, dict)]
     figure.only("kind", "title", "shows", "aims", "quirks", *OPTIONS, *scales)
+    if figure.text("kind") not in KINDS:
+        raise figure.wrong("kind", f"one of {', '.join(KINDS)}")
     aims = content.get("aims", [])
     if not isinstance(aims, list) or not all(type(aim) is int for aim in aims):
         raise figure.wrong("aims", "a list of classes")

@@ -19,6 +19,10 @@ CONTROL = "clean"
 """The method that every grid contains and every other is compared with."""
 CELLS, STUDIES = "cells", "studies"
 """Rooms of a results folder: records of victims, and records of measurements that are none."""
+MARKS = {CELLS: "method", STUDIES: "study"}
+"""A field that every record of a room has, and none of the other."""
+DEEPEST = 100
+"""Lists and dictionaries in each other; a record has a few."""
 CLEAN_PART = "clean-part"
 """The control of a partial protection: its victims are trained on the unprotected images alone."""
 
@@ -161,44 +165,82 @@ def find(folder: Path, key: str, room: str = CELLS) -> Path | None:
 
 
 def is_done(folder: Path, key: str, room: str = CELLS) -> bool:
-    """Whether there is a whole record with this key, and not one of a failure."""
+    """Whether there is a whole record with this key, and not one of a failure.
+
+    Raises:
+        NewerRecordError: if there is one of a newer version.
+    """
     file = find(folder, key, room)
-    try:
-        return file is not None and read(file)["status"] == "done"
-    except UsageError:
-        return False
+    found = None if file is None else _whole(file)
+    return found is not None and found["status"] == "done"
 
 
-def write(folder: Path, slug: str, record: Mapping[str, Any]) -> Path:
-    """Write a record aside and rename it into place, in the room where it belongs."""
-    check(record, "this run")
-    key, room = record["key"], STUDIES if "study" in record else CELLS
+def write(folder: Path, slug: str, record: Mapping[str, Any], room: str = CELLS) -> Path:
+    """Write a record aside and rename it into place.
+
+    Args:
+        folder: the one that holds the rooms.
+        slug: for people, the front of the file's name.
+        record: of a cell, or of a study.
+        room: `CELLS` or `STUDIES`.
+
+    Raises:
+        NewerRecordError: if it would replace a record of a newer version.
+        UsageError: if it is no record of that room.
+    """
+    check(record, "this run", room)
+    key = record["key"]
     # A record that is replaced keeps its name, even if the slug is another by now.
     file = find(folder, key, room) or path_of(folder, key, slug, room)
+    _whole(file)  # whatever else lies there may be replaced
     write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return file
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A record from its file.
+    """A record from its file; the folder where it lies says of what kind it must be.
 
     Raises:
-        UsageError: if the file is not a whole record of this schema.
+        NewerRecordError: if it was written by a newer version.
+        UsageError: if the file is not a whole record of this schema, and of its room.
     """
+    room = STUDIES if file.parent.name == STUDIES else CELLS
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if _is_deep(record):
+            raise RecursionError
+    except (OSError, ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise UsageError(
-            f"record {file} cannot be read ({error}); delete it and the cell runs again"
+            f"record {file} cannot be read ({why}); delete it and the cell runs again"
         ) from None
-    if isinstance(record, dict) and "study" not in record:
+    if isinstance(record, dict) and room == CELLS:
         record = copy.deepcopy(ADDED) | record
-    check(record, str(file))
+    check(record, str(file), room)
     return record
 
 
-def check(record: Any, where: str) -> None:
-    """Raise UsageError unless every field is there with its type."""
+def _whole(file: Path) -> dict[str, Any] | None:
+    """A record, or None where there is none that is whole; a newer one raises."""
+    try:
+        return read(file)
+    except NewerRecordError:
+        raise
+    except UsageError:
+        return None
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether it is nested more deeply than `DEEPEST`, which nobody could then walk through."""
+    level = [value]
+    for _ in range(DEEPEST):
+        nests = [one for one in level if isinstance(one, dict | list)]
+        level = [i for one in nests for i in (one.values() if isinstance(one, dict) else one)]
+    return bool(level)
+
+
+def check(record: Any, where: str, room: str = CELLS) -> None:
+    """Raise UsageError unless every field that the room asks for is there with its type."""
     schema = record.get("schema") if isinstance(record, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise NewerRecordError(
@@ -206,7 +248,10 @@ def check(record: Any, where: str) -> None:
         )
     if schema != SCHEMA:
         raise UsageError(f"record {where} has schema {schema}, this version reads {SCHEMA}")
-    fields = STUDY_FIELDS if "study" in record else FIELDS | LATER_FIELDS
+    other = CELLS if room == STUDIES else STUDIES
+    if MARKS[room] not in record and MARKS[other] in record:
+        raise UsageError(f"record {where} belongs in {other}/, not in {room}/; move it there")
+    fields = STUDY_FIELDS if room == STUDIES else FIELDS | LATER_FIELDS
     for name, types in fields.items():
         if name not in record:
             if name in LATER_FIELDS:
@@ -223,7 +268,8 @@ def read_all(
 
     Args:
         folder: the one that holds `cells/`.
-        notes: takes a line for every file that is no record; without it such a file raises.
+        notes: takes a line for every file that is no record, or one that belongs in the other
+            room; without it such a file raises.
         room: `CELLS` or `STUDIES`.
     """
     for file in sorted((folder / room).glob("*.json")):

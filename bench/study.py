@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,14 @@ class Study(Component):
         """
         del job, data, cost
         return 0.0
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Look whether somebody's values are what `measure` returns.
+
+        Raises:
+            KeyError, IndexError, TypeError or ValueError: if they are not.
+        """
+        del values
 
     def measure(self, tools: Tools) -> dict[str, Any]:
         """Take it.

@@ -16,7 +16,7 @@ that is compared. A value may depend on the data set: { cifar100 = "ule:train_st
 is a control of ours. With them stand, in the same places:
 
     n           runs behind the value, where that is said
-    quoted      from where, if it was not measured for this paper
+    quoted      from where, if it was not measured for this paper; a reason like `named`, by itself
     quirk       what a reader should know of it
     named       a reason, known beforehand, to expect that ours differs by more than the tolerance
     missing     why this suite cannot run it
@@ -102,6 +102,12 @@ class Target:
     quirks: tuple[str, ...]
     named: tuple[str, ...]
     missing: str
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Those that are named, and that it is quoted: other papers train their own victims."""
+        quoted = f"quoted ({self.quoted}), from victims that were trained otherwise"
+        return (*self.named, quoted) if self.quoted else self.named
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.plots import COLOURS, CONTROL_STYLES, GREY, caption_figure, move_apart, plain_style
+from bench.plots import (
+    COLOURS,
+    CONTROL_STYLES,
+    GREY,
+    End,
+    caption_figure,
+    name_ends,
+    plain_style,
+)
 from bench.record import CONTROL
 
 if TYPE_CHECKING:
@@ -36,15 +44,6 @@ class _Panel:
     data: str
     rows: Sequence[Row]
     bounded: bool = False
-
-
-@dataclass(frozen=True)
-class _End:
-    """Where a line ends, and what it is called."""
-
-    label: str
-    colour: str
-    percent: float
 
 
 def theory_figure(values: Mapping[str, Any]) -> Figure:
@@ -106,15 +105,15 @@ def _draw(axes: Axes, panel: _Panel, colours: Mapping[int, str]) -> None:
     best = 100 * panel.rows[0]["clean_rule"]["clean"]
     axes.axhline(CHANCE, color=GREY, linestyle=":", linewidth=1, zorder=1)
     axes.axhline(best, color=clean.colour, linestyle=clean.dashes, linewidth=0.8, zorder=4)
-    ends = [_End("clean Bayes", clean.colour, best)]
+    ends = [End("clean Bayes", clean.colour, 0, best)]
     for dimension, colour in colours.items():
         line = [row for row in panel.rows if row["dimension"] == dimension]
         line.sort(key=lambda row: row["blur_plus"])
         if line:
             _draw_line(axes, panel, line, colour)
             last = 100 * line[-1]["exact"][panel.data]
-            ends.append(_End(f"d = {dimension}", colour, last))
-    _name_ends(axes, [*ends, _End("chance", GREY, CHANCE)])
+            ends.append(End(f"d = {dimension}", colour, line[-1]["blur_plus"], last))
+    name_ends(axes, ends, CHANCE, NAME_HEIGHT, within=(LOWEST + 2, HIGHEST))
     axes.set_title(panel.title)
     axes.set_xlabel(panel.across)
     axes.tick_params(labelbottom=True)
@@ -154,33 +153,6 @@ def _draw_line(axes: Axes, panel: _Panel, line: Sequence[Row], colour: str) -> N
         elinewidth=0.8,
         zorder=5,
     )
-
-
-def _name_ends(axes: Axes, ends: Iterable[_End]) -> None:
-    """Write names beside the panel, moved apart where lines meet."""
-    places = sorted(ends, key=lambda end: -round(end.percent, 1))
-    wanted = [end.percent for end in places]
-    heights = move_apart(wanted, gap=NAME_HEIGHT, low=LOWEST + 2, high=HIGHEST)
-    for end, height in zip(places, heights, strict=True):
-        axes.annotate(
-            end.label,
-            xy=(1.0, end.percent),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(1.05, height),
-            textcoords=axes.get_yaxis_transform(),
-            color=end.colour,
-            fontsize=7,
-            va="center",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": end.colour,
-                "linewidth": 0.5,
-                "shrinkA": 1,
-                "shrinkB": 1,
-                "relpos": (0, 0.5),
-            },
-        )
 
 
 def _caption(values: Mapping[str, Any]) -> str:

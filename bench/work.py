@@ -292,9 +292,8 @@ class Workshop:
             )
             values = job.study.measure(tools)
             made = {**job.describe(), "status": "done", "values": values, **clock.read()}
-            record.write(
-                self._results, job.slug, {**made, **provenance(self._device, self._commit)}
-            )
+            made |= provenance(self._device, self._commit)
+            record.write(self._results, job.slug, made, record.STUDIES)
             working.discard()
         return "measured"
 
@@ -407,8 +406,11 @@ class Workshop:
 
     def failed(self, cell: Cell, error: str) -> None:
         """Record that a cell failed, with the traceback, unless another command finished it."""
-        if record.is_done(self._results, cell.key):
-            return
+        try:
+            if record.is_done(self._results, cell.key):
+                return
+        except record.NewerRecordError:
+            return  # it came in the meantime and stays; the failure is told at the end
         nothing = (
             "final_test_acc peak_test_acc final_train_acc confusion audit crafted_key "
             "crafting_gradient_images crafting_seconds"

@@ -227,6 +227,18 @@ def test_seed_ranges() -> None:
         run_bench.seeds("2-")
 
 
+def test_published_tables_tell_what_was_left_out(folders, tmp_path, capsys) -> None:
+    file = tmp_path / "results" / "cells" / "half.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    assert run_bench.main([*folders, "--paper", "sep:table4", "--report-only"]) == 0
+    shown = capsys.readouterr()
+    notes = [line for line in shown.err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert notes[0].startswith(f"note: left out: record {file} cannot be read")
+    assert "note: " not in shown.out
+
+
 def test_a_missing_library_is_one_line(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "bench.grid", None)
     assert run_bench.main(["--methods", "sep"]) == 2

@@ -22,6 +22,7 @@ from bench.detection import holdout_tables
 from bench.flags import (
     BROKEN,
     CONTROLS,
+    EXACT,
     FAILED,
     FEW,
     FLAGS,
@@ -39,8 +40,11 @@ from bench.flags import (
 )
 from bench.heatmap import heatmaps
 from bench.plots import overview_figure
+from bench.recipe import PUBLISHED
+from bench.registry import RECIPES
 from bench.summary import Group, Summary, summarise
 from bench.tables import Table, all_tables, details_table, main_table
+from bench.targets import find_tables, paper_names
 from tests.invented import record
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -90,6 +94,19 @@ def test_a_control_that_held_images_back_is_not_known() -> None:
     held = Group(tuple(one | {"holdout": 500} for one in weak.done))
     assert flags(weak, weak) == [WEAK_CONTROL]  # 61.1 is known, 5.2 below it is allowed
     assert flags(held, held) == []
+
+
+def test_recipes_that_ask_for_exact_training_are_known_by_name() -> None:
+    classes = {name: RECIPES.get(name) for name in RECIPES.entries}
+    assert {n for n, recipe in classes.items() if recipe.precision == "exact"} == set(EXACT)
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.entries))
+def test_rounded_training_is_marked_where_a_recipe_asks_for_exact(recipe: str) -> None:
+    exact = RECIPES.get(recipe).precision == "exact"
+    for precision in ("bf16", "tf32", "fp32"):
+        made = group(0.3, 0.3, 0.3, recipe=recipe, precision=precision)
+        assert (OTHERWISE in flags(made, Group())) == (exact and precision == "bf16")
 
 
 def test_marks_mean_one_thing_each() -> None:
@@ -390,6 +407,22 @@ def test_the_deviation_of_known_controls_is_what_margins_are_made_of() -> None:
     pooled = math.sqrt(statistics.fmean(map(statistics.variance, several)))
     assert len(several) >= 9
     assert pooled == pytest.approx(1.5, abs=0.1)
+
+
+def test_known_controls_without_records_are_those_of_the_papers() -> None:
+    printed = {
+        (one.place.dataset, table.recipe, one.place.arch, one.place.defense, one.published)
+        for table in find_tables(",".join(paper_names()))
+        for *_, one in table.cells()
+        if one.place.method == "clean" and one.published is not None
+    }
+    published = [one for one in KNOWN if "records" not in one]
+    for one in published:
+        keys = ("dataset", "recipe", "arch", "defense", "accuracy")
+        assert tuple(one[key] for key in keys) in printed
+        assert one["margin"] == 1.5
+    # APBench printed none.
+    assert {one["recipe"] for one in published} == set(PUBLISHED) - {"apbench"}
 
 
 def test_no_control_is_known_twice() -> None:

@@ -30,7 +30,8 @@ LEAVES_TO_USERS = [
     {"worker", "plots", "theory_figure", "thumbnails", "claims", "axes", "axis_plots"},
     {"defense_tables", "heatmap", "detection", "class_tables"},
     {"runner", "report", "compare", "merge", "diff_table", "compare_cli", "paper_tables"},
-    {"published_figures", "paper_plots", "paper_statistics"},
+    {"published_figures", "study_tables", "paper_statistics"},
+    {"paper_plots", "paper_material"},
     {"estimate", "testing", "paper", "paper_figures"},
     {"speed"},
 ]

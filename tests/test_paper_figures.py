@@ -10,27 +10,25 @@ import numpy as np
 import pytest
 
 import run_bench
+from bench import record as records
 from bench.component import parse_one
 from bench.errors import UsageError
 from bench.grid import Expansion, Grid
 from bench.paper import PaperOutcome
-from bench.paper_figures import (
-    DRAW,
-    OF_STUDIES,
-    FigureGrid,
-    needs_images,
-    report_figures,
-    run_figures,
-)
+from bench.paper_figures import DRAW, report_figures, run_figures
+from bench.paper_material import FigureGrid, needs_images
 from bench.paper_plots import confusion_shares
 from bench.published_figures import (
+    KINDS,
+    OF_STUDIES,
     PaperFigure,
     figures_of,
     find_published,
     read_figures,
 )
 from bench.record import STUDIES as ROOM
-from bench.registry import STUDIES
+from bench.registry import STUDIES, load_plugin
+from bench.runner import run_session
 from bench.session import Session
 from bench.targets import paper_names
 from tests.invented import record
@@ -74,6 +72,21 @@ def session(folder: Path) -> Session:
     return Session(BASE, folder / "results", folder / "store", folder / "data", threads=1)
 
 
+FAILING = '''
+from dataclasses import dataclass
+from bench.method import Method
+from bench.registry import METHODS
+
+@METHODS.register("hopeless")
+@dataclass(frozen=True)
+class Hopeless(Method):
+    """Raises while it crafts."""
+
+    def craft(self, job):
+        raise RuntimeError("no such luck")
+'''
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
     """A folder in which one figure of every kind was run."""
@@ -94,7 +107,7 @@ class TestFiles:
         assert named == sep | {"cuda:theory"}
 
     def test_every_kind_is_drawn_and_used(self) -> None:
-        assert {one.kind for one in FIGURES} == set(DRAW)
+        assert {one.kind for one in FIGURES} == set(DRAW) == set(KINDS)
         assert set(OF_STUDIES) == set(STUDIES.entries)
 
     @pytest.mark.parametrize("one", FIGURES, ids=lambda one: one.label)
@@ -151,10 +164,12 @@ class TestFiles:
             ('epsilon = "big"', "a radius"),
             ("holdout = 2", "a share of 0 to 1"),
             ("methods = 3", "a text"),
+            ('kind = "pie"', "one of curves"),
         ],
     )
     def test_wrong_files_say_where(self, tmp_path: Path, line: str, said: str) -> None:
-        text = f'[paper]\ntitle = "x"\n[fig1]\nkind = "curves"\ntitle = "t"\nshows = "s"\n{line}\n'
+        kind = "" if line.startswith("kind") else 'kind = "curves"'
+        text = f'[paper]\ntitle = "x"\n[fig1]\n{kind}\ntitle = "t"\nshows = "s"\n{line}\n'
         (tmp_path / "x.toml").write_text(text)
         with pytest.raises(UsageError) as error:
             read_figures(tmp_path / "x.toml")
@@ -208,6 +223,117 @@ class TestRuns:
         mine = figure("cross-training")
         assert "not drawn" in report_figures(drawn / "results", [mine], longer, {}).text
 
+    def test_what_is_asked_for_is_what_is_drawn(self, drawn: Path) -> None:
+        def text(kind: str, **changes) -> str:
+            base = replace(BASE, **changes)
+            return report_figures(drawn / "results", [figure(kind)], base, {}).text
+
+        for kind in ("curves", "confusion", "gradient-cosine", "cross-training"):
+            assert "not drawn" in text(kind, craft_seed=7)
+            assert "not drawn" in text(kind, precision="bf16")
+            assert "not drawn" not in text(kind, precision="auto")
+
+    def test_a_study_with_other_settings_is_not_drawn(self, drawn: Path, tmp_path: Path) -> None:
+        shutil.copytree(drawn / "results", tmp_path / "results")
+        asked = figure("gradient-cosine")
+        plain = report_figures(tmp_path / "results", [asked], BASE, {}).text
+        other = replace(
+            session(tmp_path),
+            grid=FigureGrid.of(asked, BASE).grid,
+            store=drawn / "store",
+            studies=("gradient-cosine:images=7",),
+        )
+        run_session(other, 1, 1, io.StringIO())
+        theory = replace(other, studies=())
+        made = PaperOutcome()
+        run_figures(theory, [figure("gaussian-mixture")], 1, 1, io.StringIO(), made)
+        assert len(list((tmp_path / "results" / ROOM).iterdir())) == 4
+        assert report_figures(tmp_path / "results", [asked], BASE, {}).text == plain
+
+    def test_methods_that_share_their_surrogates_share_the_study(self, drawn: Path) -> None:
+        both = figure("gradient-cosine", methods="sep:checkpoints=2,sep-fa:checkpoints=2,steps=1")
+        (drawn / "log").touch()
+        run_figures(session(drawn), [both], 1, 1, io.StringIO(), PaperOutcome())
+        (rows,) = report_figures(drawn / "results", [both], BASE, {}).numbers.values()
+        assert len({row["method"] for row in rows}) == 2
+        text = report_figures(drawn / "results", [figure("gradient-cosine")], BASE, {}).text
+        assert "not drawn" not in text
+
+    def test_what_is_missing_is_named(self, drawn: Path) -> None:
+        wider = figure("curves", methods="noise,sham,ule,lsp")
+        text = report_figures(drawn / "results", [wider], BASE, {}).text
+        assert "No record: ule × rn18" in text
+        other = figure("cross-training", archs="rn18:width=0.0625,vgg16:width=0.0625")
+        text = report_figures(drawn / "results", [other], BASE, {}).text
+        assert "No record: vgg16" in text
+        assert (
+            "No record" not in report_figures(drawn / "results", [figure("sweep")], BASE, {}).text
+        )
+
+    def test_a_failed_study_is_told(self, tmp_path: Path) -> None:
+        made = PaperOutcome()
+        lost = figure("gradient-cosine", methods="sep:checkpoints=2,steps=1")
+        bad = replace(BASE, recipe=f"{BASE.recipe},lr=1e30,clip_grad=none,warmup_epochs=0")
+        asked = replace(session(tmp_path), grid=bad)
+        run_figures(asked, [lost], 1, 1, io.StringIO(), made)
+        assert "no image has a finite gradient" in made.undrawn[lost.label]
+        text = report_figures(tmp_path / "results", [lost], bad, made.undrawn).text
+        assert "not drawn: gradient-cosine of sep" in text
+
+    def test_failed_victims_do_not_stop_the_report(self, tmp_path: Path) -> None:
+        plugin = tmp_path / "bad.py"
+        plugin.write_text(FAILING)
+        load_plugin(str(plugin))
+        lost = [figure(kind, methods="hopeless") for kind in ("confusion", "held-out", "curves")]
+        made = PaperOutcome()
+        run_figures(session(tmp_path), lost, 1, 1, io.StringIO(), made)
+        assert made.failed
+        text = report_figures(tmp_path / "results", lost, BASE, made.undrawn).text
+        assert text.count("hopeless") >= 3
+
+    def test_several_seeds_are_one_panel_with_an_interval(
+        self, drawn: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(drawn / "results", tmp_path / "results")
+        asked = figure("cross-training")
+        seeds = replace(session(tmp_path), store=drawn / "store")
+        seeds = replace(seeds, grid=replace(BASE, seeds=(1, 2)))
+        run_figures(seeds, [asked], 1, 1, io.StringIO(), PaperOutcome())
+        report = report_figures(tmp_path / "results", [asked], BASE, {})
+        (rows,) = report.numbers.values()
+        assert {row["n"] for row in rows} == {3}
+        assert "fewer than" not in report.text
+        (clean,) = [row for row in rows if row["images"] == "clean"]
+        values = [
+            one["values"]["never_correct"]["clean"]
+            for one in records.read_all(tmp_path / "results", room=ROOM)
+            if one["study"] == "cross-training"
+        ]
+        assert clean["never_correct"] == pytest.approx(np.mean(values), abs=1e-4)
+        assert clean["never_correct_sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
+
+    def test_values_that_make_no_sense_are_left_out_and_told(
+        self, drawn: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(drawn / "results", tmp_path / "results")
+        for file in (tmp_path / "results" / ROOM).iterdir():
+            one = json.loads(file.read_text())
+            file.write_text(json.dumps(one | {"values": {}}))
+        kinds = [figure(kind) for kind in OF_STUDIES]
+        report = report_figures(tmp_path / "results", kinds, BASE, {})
+        assert report.text.count("not drawn") == 3
+        assert len(report.notes) == 3
+        assert all("make no sense" in note for note in report.notes)
+
+    def test_pictures_of_before_do_not_stay(self, drawn: Path) -> None:
+        stale = drawn / "results" / "plots" / "paper-invented-fig-curves-3.png"
+        other = drawn / "results" / "plots" / "paper-invented-fig-curves-extra.png"
+        for file in (stale, other):
+            file.write_bytes(b"x")
+        report_figures(drawn / "results", [figure("curves")], BASE, {})
+        assert not stale.exists()
+        assert other.exists()
+
     def test_what_cannot_be_run_says_why(self, tmp_path: Path) -> None:
         made, log = PaperOutcome(), io.StringIO()
         lost = figure("curves", dataset="folder:nowhere")
@@ -225,6 +351,12 @@ class TestRuns:
 
 
 class TestConfusion:
+    def test_doubts_stand_behind_its_numbers(self, drawn: Path) -> None:
+        report = report_figures(drawn / "results", [figure("confusion")], BASE, {})
+        (rows,) = report.numbers.values()
+        assert all("few-seeds" in row["flags"] for row in rows)
+        assert "fewer than 3 victim seeds" in report.text
+
     def test_rows_sum_to_a_hundred_and_seeds_are_added_up(self) -> None:
         one = record(confusion=[[3, 1], [0, 4]], classes=["a", "b"])
         other = record(confusion=[[1, 3], [4, 0]], classes=["a", "b"])

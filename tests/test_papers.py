@@ -7,21 +7,34 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 import run_bench
 from bench import Grid, paper, targets
 from bench.component import parse, parse_one
+from bench.data import ImageDataset
 from bench.errors import UsageError
-from bench.flags import BROKEN, FEW, LOW_TRAINING, ONE_CLASS, OTHERWISE, WEAK_CONTROL, flags
+from bench.flags import (
+    BROKEN,
+    FEW,
+    GRAVE,
+    LOW_TRAINING,
+    ONE_CLASS,
+    OTHERWISE,
+    WEAK_CONTROL,
+    Flag,
+    flags,
+)
 from bench.grid import Expansion
 from bench.paper import paper_grids, report_paper
 from bench.paper_statistics import samples, statistics_table
 from bench.paper_tables import (
     AGREES,
     DIFFERS,
+    DOUBTFUL,
     NAMED,
     UNDECIDED,
     Scale,
@@ -29,6 +42,7 @@ from bench.paper_tables import (
     judgements,
     look_up,
     normal,
+    paper_claims_table,
     paper_table,
 )
 from bench.published_figures import figures_of
@@ -41,6 +55,7 @@ from tests.invented import record
 
 TABLES = find_tables(",".join(paper_names()))
 PAPER = Scale(Grid(recipe="paper", device="cpu"))
+CUDA = Scale(Grid(recipe="cuda", device="cpu"))
 QUICK = Scale(Grid(recipe="quick", device="cpu", precision="fp32"))
 
 SUMS = {
@@ -166,6 +181,24 @@ def test_named_reasons_are_exceptions() -> None:
         if 3 * sum(bool(t.named) for t in known) > len(known):
             often.add(table.label)
     assert often == set(NAMED_OFTEN), "a reason for most cells excuses, and explains nothing"
+
+
+QUOTING = {"cuda:table2", "cuda:table3", "cuda:table5", "sep:table1", "sep:table6"}
+"""Tables with numbers that other papers measured, on victims of their own."""
+
+
+def test_what_a_paper_quotes_has_a_reason_by_itself() -> None:
+    quoting = set()
+    for table in TABLES:
+        for *_, target in table.cells():
+            more = target.reasons[len(target.named) :]
+            assert target.reasons[: len(target.named)] == target.named
+            assert len(more) == bool(target.quoted), table.label
+            assert not any("quoted" in reason for reason in target.named)
+            quoting |= {table.label} if more else set()
+    assert quoting == QUOTING
+    rule = {t.place.arch: bool(t.quoted) for t in table_of("sep:table1").targets[2] if t}
+    assert rule == {arch: arch.endswith(("rn18", "resnet18")) for arch in rule}
 
 
 def test_a_reason_is_not_a_quirk_too() -> None:
@@ -334,6 +367,7 @@ TABLE6 = {
     ("AdvPoison", "random noise"): [10.0, 10.2, 10.4],  # 10.2 ± 0.5, above 8.55
     ("SEP-FA-VR", "none"): [4.0, 7.0, 8.5],  # 6.5 ± 5.7
     ("SEP-FA-VR", "mixup"): [10.0],
+    ("SEP-FA-VR", "cutmix"): [10.0, 10.2, 10.4],  # above 6.47
 }
 
 
@@ -344,8 +378,9 @@ def test_a_table_at_paper_scale_is_judged() -> None:
         (table.row_names[r], table.columns[c]): one.verdict for (r, c), one in cells.items()
     }
     assert verdicts["AdvPoison", "none"] == AGREES
-    assert verdicts["AdvPoison", "mixup"] == DIFFERS
-    assert verdicts["AdvPoison", "random noise"] == DIFFERS
+    assert verdicts["AdvPoison", "mixup"] == NAMED  # SEP quotes it
+    assert verdicts["AdvPoison", "random noise"] == NAMED
+    assert verdicts["SEP-FA-VR", "cutmix"] == DIFFERS
     assert verdicts["SEP-FA-VR", "none"] == verdicts["SEP-FA-VR", "mixup"] == UNDECIDED
     assert verdicts["SEP-FA-VR", "cutout"] == "not run"
     assert verdicts["clean", "none"] == ""  # nothing was published
@@ -362,8 +397,69 @@ def test_a_table_at_paper_scale_is_judged() -> None:
     assert numbers.loc[("SEP-FA-VR", "mixup"), "flags"] == "few-seeds"
     text = " ".join(made.text().split())
     assert 'random noise: "variance 8/255" may be' in text
-    assert "Named beforehand" not in text
+    quoted = "AdvPoison: quoted (Fowl et al., another victim recipe), from victims that were"
+    assert text.count("Named beforehand") == 1
+    assert f"Named beforehand: {quoted} trained otherwise." in text
     assert "recipe paper is for a GPU" in text
+
+
+DOUBTS: dict[Flag, dict[str, Any]] = {
+    BROKEN: {"audit": {"within_budget": False}},
+    LOW_TRAINING: {"final_train_acc": 0.4},
+    OTHERWISE: {"precision": "bf16"},
+    WEAK_CONTROL: {},
+}
+"""What in its records forbids a verdict on a number; the last is said of its control."""
+
+
+def test_every_grave_doubt_is_tried() -> None:
+    assert set(DOUBTS) == set(GRAVE)
+
+
+@pytest.mark.parametrize("flag", [None, *DOUBTS], ids=lambda flag: flag.name if flag else "none")
+@pytest.mark.parametrize("values", [(5.0, 5.2, 5.4), (30.0, 30.2, 30.4), (30.0,)], ids=str)
+def test_a_doubtful_number_gets_no_plain_verdict(flag, values) -> None:
+    table = table_of("sep:table6")
+    known = 0.6 if flag is WEAK_CONTROL else 0.945  # 94.56 is known
+    records = [invented(PAPER, table.targets[0][0].place, seed, known) for seed in range(3)]
+    records += [
+        invented(PAPER, table.targets[2][0].place, seed, value / 100, **DOUBTS.get(flag, {}))
+        for seed, value in enumerate(values)
+    ]
+    cells = look_up(table, records, PAPER)
+    plain = UNDECIDED if len(values) == 1 else AGREES if values[0] == 5 else DIFFERS
+    assert cells[2, 0].verdict == (DOUBTFUL if flag else plain)
+    made = paper_table(table, cells, PAPER)
+    text = " ".join(made.text().split())
+    assert ("Doubtful: SEP-FA-VR on none:" in text) == bool(flag)
+    numbers = made.numbers.set_index(["row", "column"]).loc[("SEP-FA-VR", "none")]
+    assert numbers["verdict"] == cells[2, 0].verdict
+    if flag:
+        assert f"Doubtful: SEP-FA-VR on none: {flag.name} ({flag.mark})." in text
+        assert flag.name in numbers["flags"]
+        assert flag.note in text
+
+
+def test_a_control_below_what_is_known_does_not_agree() -> None:
+    table = table_of("cuda:controls")
+    weak = [invented(CUDA, table.targets[0][0].place, s, 0.92) for s in range(3)]
+    assert look_up(table, weak, CUDA)[0, 0].verdict == DOUBTFUL  # 94.66 with a band of 4
+    sound = [one | {"final_test_acc": 0.94} for one in weak]
+    assert look_up(table, sound, CUDA)[0, 0].verdict == AGREES
+
+
+def test_what_quotes_differs_for_a_reason_and_its_own_numbers_do_not() -> None:
+    table = table_of("cuda:table2")
+    far = {("CIFAR-10 ERM", column): [50.0, 50.2, 50.4] for column in ("REM", "CUDA")}
+    cells = look_up(table, filled("cuda:table2", CUDA, far), CUDA)
+    assert (cells[0, 4].verdict, cells[0, 5].verdict) == (NAMED, DIFFERS)
+    made = paper_table(table, cells, CUDA)
+    reason = "quoted (REM), from victims that were trained otherwise"
+    text = " ".join(made.text().split())
+    assert f"Named beforehand: clean, EM, TAP, NTGA, REM: {reason}." in text
+    named = made.numbers.set_index(["row", "column"])["named"]
+    assert named["CIFAR-10 ERM", "REM"] == reason
+    assert named["CIFAR-10 ERM", "CUDA"] == ""
 
 
 def test_a_reason_holds_of_its_own_cells_alone() -> None:
@@ -379,12 +475,12 @@ def test_a_reason_holds_of_its_own_cells_alone() -> None:
 
 def test_another_papers_recipe_is_a_reason_named_beforehand() -> None:
     table = table_of("cuda:table2")
-    far = {("CIFAR-10 ERM", "clean"): [80.0, 80.2, 80.4]}
+    far = {("CIFAR-10 ERM", "CUDA"): [80.0, 80.2, 80.4]}
     reason = "our victims are trained by --recipe paper, the published ones by --recipe cuda"
     for recipe, verdict in (("paper", NAMED), ("cuda", DIFFERS)):
         scale = Scale(Grid(recipe=recipe, device="cpu"))
         cells = look_up(table, filled("cuda:table2", scale, far), scale)
-        assert cells[0, 0].verdict == verdict
+        assert cells[0, 5].verdict == verdict
         made = paper_table(table, cells, scale)
         text = " ".join(made.text().split())
         assert (f"Named beforehand: all: {reason}." in text) == (recipe == "paper")
@@ -451,6 +547,40 @@ def test_records_of_other_settings_are_not_taken(other: dict[str, Any]) -> None:
     good = invented(PAPER, place, 0, 0.1)
     assert look_up(table, [good], PAPER)[2, 3].values == (10.0,)
     assert look_up(table, [good | other], PAPER)[2, 3].values == ()
+
+
+def of_subset(row: int, classes: list[str], protected: list[str], **more: Any) -> dict[str, Any]:
+    """A record of Table 1's ImageNet subset, fitted to its ten classes as a run fits it."""
+    place = table_of("sep:table1").targets[row][6].place
+    data = SimpleNamespace(classes=classes, image_size=(224, 224))
+    method = PAPER.wanted(normal(place)).method
+    usual = [classes.index(name) for name in protected]
+    fitted = method.fitted(cast(ImageDataset, data), usual).settings()
+    return invented(
+        PAPER, place, 0, 0.1, classes=classes, method_settings=fitted, protected_classes=usual
+    ) | dict(more)
+
+
+@pytest.mark.parametrize("row", [1, 4], ids=["ULEs", "SEP-FA-VR"])
+def test_records_of_other_protected_classes_are_not_taken(row: int) -> None:
+    table = table_of("sep:table1")
+    place = normal(table.targets[row][6].place)
+    protected = list(PAPER.wanted(place).expansion.source.protected_classes)
+    classes = sorted([*protected, *(f"other {i}" for i in range(90))])
+    good = of_subset(row, classes, protected)
+    assert look_up(table, [good], PAPER)[row, 6].values == (10.0,)
+    for other in ([50, 51, 52], good["protected_classes"][:9], []):
+        record = good | {"protected_classes": other}
+        assert look_up(table, [record], PAPER)[row, 6].values == (), other
+
+
+def test_classes_that_were_asked_for_are_the_only_ones() -> None:
+    place = table_of("sep:table6").targets[2][0].place
+    half = Scale(Grid(recipe="paper", device="cpu", protect_classes="5-9")).wanted(normal(place))
+    for classes, fits in (([5, 6, 7, 8, 9], True), ([1, 2, 3, 4, 5], False), ([], False)):
+        one = invented(PAPER, place, 0, 0.1, protected_classes=classes)
+        assert half.fits(one, normal(place)) is fits
+        assert PAPER.wanted(normal(place)).fits(one, normal(place)) == (not classes)
 
 
 def test_the_latest_record_of_a_seed_counts_and_precisions_are_not_mixed() -> None:
@@ -563,6 +693,28 @@ def test_seeds_without_a_partner_are_left_out_and_told() -> None:
     line = statistics.numbers.set_index("row").loc["SEP-FA-VR"]
     assert line["drop_ci95_high"] == pytest.approx(87 + T2 * math.sqrt(0.5 / 2), abs=1e-3)
     assert (line["drop_n"], line["unpaired_seeds"]) == (2, "5")
+
+
+def test_a_drop_has_the_doubts_of_its_control_and_of_its_pairs() -> None:
+    place = table_of("sep:table6").targets[0][0].place
+    clean = [invented(PAPER, place, s, 0.945, training={"lr": 0.01}) for s in range(3)]
+    (one,), statistics, _ = beside(ours(1, 7.0), ours(2, 8.5), ours(5, 9.0), clean=clean)
+    assert one.flags == ()  # three sound victims, of which two have a partner
+    assert one.drop_flags == (OTHERWISE, FEW)
+    line = statistics.numbers.set_index("row").loc["SEP-FA-VR"]
+    assert (line["flags"], line["drop_flags"]) == ("", "other-training few-seeds")
+    drop = statistics.cells.set_index("row").loc["SEP-FA-VR", "drop"]
+    assert drop.endswith("~*")
+    assert any(note.startswith("*: fewer than") for note in statistics.notes)
+    failed = [one | {"status": "failed", "final_test_acc": None, "error": "no"} for one in clean]
+    (one,), _, _ = beside(*(ours(s, 7.0) for s in range(3)), clean=[*clean[:2], failed[2]])
+    assert [flag.name for flag in one.drop_flags] == [
+        "failed-victims",
+        "other-training",
+        "few-seeds",
+    ]
+    (alone,), _, _ = beside(*(ours(s, 7.0) for s in range(3)), clean=[])
+    assert alone.drop_flags == ()
 
 
 def test_without_a_control_there_is_no_difference() -> None:
@@ -682,6 +834,80 @@ def test_claims_over_columns_and_parts() -> None:
     rows["AdvPoison", "ResNet18"] = [30.0, 30.2, 30.4]
     assert claims(rows, PAPER)[half, "ResNet18"].holds is False
     assert (half, "ResNet18") not in claims(rows, QUICK)  # a figure, not an order
+
+
+def judged_claims(
+    lines: dict[str, list[float]], doubtful: dict[str, dict[str, Any]]
+) -> tuple[dict[str, Any], Any]:
+    """Claims of Table 4 on ResNet-18, and the table of them."""
+    table = table_of("sep:table4")
+    values = {(name, "ResNet18"): line for name, line in lines.items()}
+    called = dict(zip(("AdvPoison", "SEP", "SEP-FA"), ("advpoison", "sep", "sep-fa"), strict=True))
+    changed = {called[name]: more for name, more in doubtful.items()}
+    records = [one | changed.get(one["method"], {}) for one in filled("sep:table4", QUICK, values)]
+    cells = look_up(table, records, QUICK)
+    found = judgements(table, cells, QUICK)
+    return {one.claim.says: one for one in found}, paper_claims_table(table, found, cells, QUICK)
+
+
+RANKED = {
+    **{name: [60.0, 60.2, 60.4] for name in ("clean", "sham")},
+    **{
+        name: [30.0 - i, 30.2 - i, 30.4 - i]
+        for i, name in enumerate(("AdvPoison", "Ensemble", "SEP", "SEP-FA", "SEP-FA-VR"))
+    },
+}
+"""Of Table 4's column, each a point below the one before."""
+BELOW, FA = "every protection lies below clean and sham", "SEP-FA lies below SEP"
+OUTSIDE = {"audit": {"within_budget": False}}
+
+
+def test_what_broke_its_bound_holds_nothing() -> None:
+    found, made = judged_claims(RANKED, {"SEP-FA": OUTSIDE})
+    assert judged_claims(RANKED, {})[0][BELOW].verdict == "holds"
+    assert {found[says].verdict for says in (BELOW, FA)} == {DOUBTFUL}
+    lines = made.cells.set_index("claim")
+    assert lines.loc[FA, "below"] == "27.7# (SEP-FA)"
+    assert lines.loc[FA, "above"] == "27.7 (SEP)"
+    assert "#" not in lines.loc[BELOW, "below"]  # another's is the highest end
+    numbers = made.numbers.set_index("claim")
+    told = ["doubtful", "above_flags", "below_flags", "flags"]
+    assert numbers.loc[FA, told].tolist() == ["SEP-FA", "", BROKEN.name, BROKEN.name]
+    assert numbers.loc[BELOW, told].tolist() == ["SEP-FA", "", "", BROKEN.name]
+    assert set(numbers["verdict"]) == {DOUBTFUL}
+    assert f"#: {BROKEN.note}" in made.notes
+    assert "Doubtful: SEP-FA on ResNet18: broken-bound (#)." in made.notes
+
+
+def test_sound_numbers_decide_against_a_claim_all_the_same() -> None:
+    high = RANKED | {"SEP": [70.0, 70.2, 70.4]}
+    found, made = judged_claims(high, {"AdvPoison": OUTSIDE})
+    assert found[BELOW].verdict == "does not hold"  # SEP alone says so
+    assert found[BELOW].doubtful == {"AdvPoison": (BROKEN,)}
+    assert not any(note.startswith("Doubtful") for note in made.notes)
+    assert judged_claims(high, {"SEP": OUTSIDE})[0][BELOW].verdict == DOUBTFUL
+    assert judged_claims(high, {"SEP": OUTSIDE})[0][BELOW].holds is None
+
+
+def test_claims_over_columns_name_the_doubtful_cell() -> None:
+    table = table_of("sep:table4")
+    archs = ("ResNet18", "SENet18", "VGG16", "DenseNet121", "GoogLeNet")
+    values = {("SEP", a): [50, 50.2, 50.4] if a == "VGG16" else [20, 20.2, 20.4] for a in archs}
+    records = [
+        one | (OUTSIDE if one["arch"] == "vgg16" else {})
+        for one in filled("sep:table4", QUICK, values)
+    ]
+    cells = look_up(table, records, QUICK)
+    made = paper_claims_table(table, judgements(table, cells, QUICK), cells, QUICK)
+    assert "Doubtful: SEP on VGG16: broken-bound (#)." in made.notes
+
+
+def test_the_precision_of_claims_is_that_of_their_records() -> None:
+    table = table_of("sep:table6")
+    records = [one | {"precision": "tf32"} for one in filled("sep:table6", PAPER, TABLE6)]
+    cells = look_up(table, records, PAPER)
+    made = paper_claims_table(table, judgements(table, cells, PAPER), cells, PAPER)
+    assert any("width 1, tf32." in line for line in made.caption)
 
 
 # Flags.

@@ -14,10 +14,15 @@ import numpy as np
 import pytest
 
 from bench import Grid, load_results, run
+from bench import record as records
 from bench.errors import UsageError
+from bench.files import write_text
+from bench.grid import Cell
+from bench.plan import Job
 from bench.registry import METHODS, ROOT, load_plugin
 from bench.runner import Outcome
 from bench.session import Session
+from bench.work import Workshop
 
 SMALL = Grid(
     methods="sham,noise,sep:checkpoints=2",
@@ -299,6 +304,23 @@ def test_damage_in_the_store_is_noticed_and_mended(finished: Path, tmp_path: Pat
         file.write_text(file.read_text()[:50])
     assert not go(tmp_path).failed
     assert numbers(tmp_path) == numbers(finished)
+
+
+def test_a_newer_record_that_comes_in_the_meantime_stays(tmp_path: Path, monkeypatch) -> None:
+    execute, newer = Workshop.execute, json.dumps({"schema": records.SCHEMA + 1})
+
+    def late(self: Workshop, job: Job, *arguments) -> str:
+        if isinstance(job, Cell) and "noise" in job.slug:
+            write_text(records.path_of(tmp_path / "results", job.key, "theirs"), newer)
+        return execute(self, job, *arguments)
+
+    monkeypatch.setattr(Workshop, "execute", late)
+    outcome = go(tmp_path, replace(SMALL, methods="noise"))
+    (reason,) = outcome.failed.values()
+    assert "NewerRecordError" in reason
+    (theirs,) = (tmp_path / "results" / "cells").glob("theirs-*.json")
+    assert theirs.read_text() == newer
+    assert len(list(theirs.parent.iterdir())) == 2  # and the control
 
 
 def test_holdout_is_kept_from_training_and_evaluated(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import record
+import run_bench
+from bench import load_results, record
 from bench.component import build, parse_one
 from bench.crafting import Monitor
-from bench.errors import Stopped
+from bench.errors import Stopped, UsageError
 from bench.grid import Grid
 from bench.merge import ConflictError, merge
 from bench.registry import STUDIES
@@ -21,6 +22,7 @@ from bench.session import Session
 from bench.store import key_of
 from bench.studies.gradient_cosine import absolute_cosines
 from bench.work import Workshop
+from tests.invented import record as invented
 
 SMALL = Grid(
     methods="sep:checkpoints=3,steps=2,noise",
@@ -238,7 +240,7 @@ class TestMerge:
         (other / "cells").mkdir(parents=True)
         first = studies(measured)[0]
         first["values"] = first["values"] | {"changed": 1}
-        record.write(other, "x", first)
+        record.write(other, "x", first, record.STUDIES)
         with pytest.raises(ConflictError) as error:
             merge([measured / "results", other], tmp_path / "all")
         assert "cross-training" in error.value.cells[0]
@@ -248,11 +250,167 @@ class TestMerge:
         folder = tmp_path / "other"
         (folder / "cells").mkdir(parents=True)
         first = studies(measured)[0]
-        record.write(folder, "x", first | {"key": "0" * 64})
+        record.write(folder, "x", first | {"key": "0" * 64}, record.STUDIES)
         (folder / "studies" / "broken-123456789012.json").write_text("{")
         done = merge([folder], tmp_path / "all")
         assert done.studies == 0
         assert len(done.damaged) == 2
+
+    def test_folders_with_studies_alone_are_merged(
+        self, measured: Path, tmp_path: Path, capsys
+    ) -> None:
+        folder = only_studies(tmp_path / "a", studies(measured))
+        assert run_bench.main(["merge", str(folder), "--into", str(tmp_path / "all")]) == 0
+        assert "2 studies added" in capsys.readouterr().out
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(UsageError, match=r"empty holds no records .*cells or .*studies"):
+            merge([tmp_path / "empty"], tmp_path / "all")
+        with pytest.raises(UsageError, match=r"holds no records \(no folder [^ ]*cells\)"):
+            load_results(folder)
+
+    def test_what_is_damaged_is_replaced(self, measured: Path, tmp_path: Path) -> None:
+        folder = only_studies(tmp_path / "a", studies(measured))
+        merge([folder], tmp_path / "all")
+        file, other = sorted((tmp_path / "all" / "studies").iterdir())
+        whole, before = file.read_bytes(), other.stat().st_mtime_ns
+        file.write_bytes(whole[: len(whole) // 2])
+        done = merge([folder], tmp_path / "all")
+        assert done.studies == 1
+        assert file.read_bytes() == whole
+        assert other.stat().st_mtime_ns == before  # an equal one is left as it is
+        assert merge([folder], tmp_path / "all").studies == 0
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_done_before_any_other(self, measured: Path, tmp_path: Path, order: int) -> None:
+        done = studies(measured)[0]
+        failed = done | {"status": "failed", "values": {}, "finished": "1999-01-01T00:00:00Z"}
+        folders = [only_studies(tmp_path / str(i), [one]) for i, one in enumerate((done, failed))]
+        merge(folders[::order], tmp_path / "all")
+        assert list(record.read_all(tmp_path / "all", room=record.STUDIES)) == [done]
+        merge(folders[:1], folders[1])
+        assert list(record.read_all(folders[1], room=record.STUDIES)) == [done]
+
+    def test_the_last_bits_of_a_number_are_no_contradiction(
+        self, measured: Path, tmp_path: Path
+    ) -> None:
+        def merged(name: str, *several: dict) -> list[dict]:
+            first = studies(measured)[0]
+            later = [f"20{30 + i}-01-01T00:00:00Z" for i in range(len(several))]
+            folders = [
+                only_studies(tmp_path / name / when, [first | {"values": v, "finished": when}])
+                for v, when in zip(several, later, strict=True)
+            ]
+            merge(folders[::-1], tmp_path / name / "all")
+            return [o["values"] for o in record.read_all(tmp_path / name / "all", [], "studies")]
+
+        values = {"rows": [{"x": 0.1 + 0.2, "n": 3}], "lost": float("nan"), "end": float("inf")}
+        close = values | {"rows": [{"x": 0.3, "n": 3}]}
+        (kept,) = merged("close", values, close)
+        assert kept["rows"] == values["rows"]  # the one that was finished first
+        for name, rows in {
+            "far": [{"x": 0.3 + 1e-8, "n": 3}],
+            "count": [{"x": 0.3, "n": 4}],
+            "longer": [{"x": 0.3, "n": 3}, {}],
+            "other": [{"y": 0.3, "n": 3}],
+            "text": [{"x": "0.3", "n": 3}],
+        }.items():
+            with pytest.raises(ConflictError):
+                merged(name, values, values | {"rows": rows})
+
+    def test_a_record_in_the_wrong_room_is_told(self, measured: Path, tmp_path: Path) -> None:
+        folder = swapped(tmp_path / "a", measured)
+        done = merge([folder], tmp_path / "all")
+        assert (done.added, done.studies) == (1, 1)
+        assert sum("belongs in studies/" in line for line in done.damaged) == 1
+        assert sum("belongs in cells/" in line for line in done.damaged) == 1
+
+
+def only_studies(folder: Path, several: list[dict]) -> Path:
+    """A folder with these records of studies, and none of cells."""
+    for one in several:
+        record.write(folder, one["study"], one, record.STUDIES)
+    return folder
+
+
+def swapped(folder: Path, measured: Path) -> Path:
+    """A cell, a study, and one of each in the room of the other."""
+    cell, study = invented(identity={}, key=key_of({}), crafted_key=None), studies(measured)[0]
+    record.write(folder, "cell", cell)
+    record.write(folder, "study", study, record.STUDIES)
+    (folder / "studies" / "lost.json").write_text(json.dumps(cell))
+    (folder / "cells" / "lost.json").write_text(json.dumps(study))
+    return folder
+
+
+class TestRooms:
+    """Where a record lies says what it must be."""
+
+    def test_reports_leave_out_what_belongs_elsewhere(
+        self, measured: Path, tmp_path: Path, capsys
+    ) -> None:
+        folder = swapped(tmp_path / "r", measured)
+        assert run_bench.main(["--report-only", "--results-dir", str(folder)]) == 0
+        (note,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("note: ")]
+        assert "lost.json belongs in studies/, not in cells/; move it there" in note
+        for room in (record.CELLS, record.STUDIES):
+            notes: list[str] = []
+            assert len(list(record.read_all(folder, notes, room))) == 1
+            assert len(notes) == 1
+            assert "lost.json belongs in" in notes[0]
+
+    def test_writing_asks_for_the_fields_of_the_room(self, measured: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="belongs in studies/"):
+            record.write(tmp_path, "x", studies(measured)[0])
+        with pytest.raises(UsageError, match="belongs in cells/"):
+            record.write(tmp_path, "x", invented(), record.STUDIES)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("room", [record.CELLS, record.STUDIES])
+    @pytest.mark.parametrize("depth", [200, 900, 100_000])
+    def test_what_is_nested_too_deeply_is_no_record(
+        self, measured: Path, tmp_path: Path, room: str, depth: int, capsys
+    ) -> None:
+        folder = swapped(tmp_path / "r", measured)
+        file = next((folder / room).glob("[!l]*.json"))
+        whole = json.loads(file.read_text())
+        whole["values" if room == record.STUDIES else "recipe_settings"] = {"x": "DEEP"}
+        file.write_text(json.dumps(whole).replace('"DEEP"', "[" * depth + "]" * depth))
+        notes: list[str] = []
+        assert not list(record.read_all(folder, notes, room))
+        assert sum("cannot be read (it is nested too deeply)" in line for line in notes) == 1
+        done = merge([folder], tmp_path / "all")
+        assert sum("nested too deeply" in line for line in done.damaged) == 1
+        code = run_bench.main(["--report-only", "--results-dir", str(folder)])
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert code == (2 if room == record.CELLS else 0)  # no other cell is there
+
+    @pytest.mark.parametrize("room", [record.CELLS, record.STUDIES])
+    @pytest.mark.parametrize("content", ["3", '"x"', "null", "[3]", "{}"])
+    def test_what_is_no_object_is_no_record(self, tmp_path: Path, room: str, content: str) -> None:
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "x.json").write_text(content)
+        with pytest.raises(UsageError, match="has schema None"):
+            list(record.read_all(tmp_path, room=room))
+
+    @pytest.mark.parametrize("room", [record.CELLS, record.STUDIES])
+    def test_a_newer_record_is_not_replaced(
+        self, measured: Path, tmp_path: Path, room: str
+    ) -> None:
+        one = studies(measured)[0] if room == record.STUDIES else invented(key="0" * 64)
+        file = record.write(tmp_path, "x", one, room)
+        assert record.is_done(tmp_path, one["key"], room)
+        newer = json.dumps({"schema": record.SCHEMA + 1})
+        file.write_text(newer)
+        with pytest.raises(record.NewerRecordError):
+            record.is_done(tmp_path, one["key"], room)
+        with pytest.raises(record.NewerRecordError):
+            record.write(tmp_path, "y", one, room)
+        assert file.read_text() == newer
+        file.write_text(newer[:5])  # a damaged one is
+        assert not record.is_done(tmp_path, one["key"], room)
+        assert record.write(tmp_path, "y", one, room) == file
+        assert record.is_done(tmp_path, one["key"], room)
 
 
 def test_a_study_lacks_no_field(measured: Path) -> None:
@@ -260,5 +418,5 @@ def test_a_study_lacks_no_field(measured: Path) -> None:
     for name in record.STUDY_FIELDS:
         broken = json.loads(file.read_text())
         del broken[name]
-        with pytest.raises(Exception, match=name if name != "study" else "method"):
-            record.check(broken, "somewhere")
+        with pytest.raises(UsageError, match=f"lacks '{name}'|has schema None"):
+            record.check(broken, "somewhere", record.STUDIES)

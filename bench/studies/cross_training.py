@@ -2,21 +2,22 @@
 
 Chen et al., *Self-Ensemble Protection*, ICLR 2023, Figure 2a: a network is trained on the clean
 images, and after each epoch it is asked for the fixed protected training images, with their true
-labels and without augmentation. Where an image is never taken for what it is, at no epoch of a
-training that it had no part in, it is an example that such a training does not learn: the paper's
-reading of why its protection works.
+labels and without augmentation. A protected image that is never taken for what it is, at no epoch
+of a training that had no part in it, is one that such a training does not learn: the paper's
+reading of why its protection works. The clean images, which are trained on, stand for comparison.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from bench.data import ImageDataset
+from bench.errors import UsageError
 from bench.grid import Cell, TrainingData
 from bench.network import PASSES_PER_TRAINING_STEP, Arch
 from bench.record import CONTROL
@@ -42,6 +43,8 @@ class CrossTraining(Study):
 
     def jobs(self, cells: Sequence[Cell]) -> list[StudyJob]:
         """One for each clean training of the grid; all its crafted sets are shown to it."""
+        if any(cell.holdout for cell in cells):
+            raise UsageError(f"{self.name} trains on all images; leave --holdout out")
         crafted = tuple(protections(cells).items())
         return [
             StudyJob(self, cell.labels["arch"], cell, crafted=crafted, victim=cell)
@@ -55,6 +58,18 @@ class CrossTraining(Study):
         recipe, sets = job.victim.recipe, len(job.crafted) + 1
         images = len(data.train) * recipe.epochs
         return cost(job.victim.arch) * images * (PASSES_PER_TRAINING_STEP + sets)
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Every epoch and the last line have an accuracy of every set."""
+        labels = list(values["never_correct"])
+        rows = [*(row["sets"] for row in values["curve"]), values["never_correct"]]
+        if not labels or len(rows) < 2:
+            raise ValueError("no set or no epoch")
+        for row in rows:
+            if not all(0 <= row[label] <= 1 for label in labels):
+                raise ValueError("an accuracy outside 0 to 1")
+        if not all(isinstance(row["epoch"], int) for row in values["curve"]):
+            raise TypeError("epochs must be numbers")
 
     def measure(self, tools: Tools) -> dict[str, Any]:
         """Train as the control of the grid is trained, and look after every epoch."""

@@ -6,6 +6,8 @@ mathematics is in `bench.gaussian_mixture`. It needs no images.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -31,10 +33,27 @@ class GaussianMixture(Study):
     needs_images: ClassVar[bool] = False
 
     dimensions: tuple[int, ...] = setting(USUAL.dimensions, "of the data")
+    fixed: tuple[float, ...] = setting(USUAL.fixed, "blurs of class -1")
+    blurs: tuple[float, ...] = setting(USUAL.blurs, "blurs of class +1, and of both in the control")
+    sampled: tuple[float, ...] = setting(USUAL.sampled, "of these, where points are counted")
     norm: float = setting(USUAL.norm, "length of the means")
     mean: Literal["flat", "random"] = setting(USUAL.mean, "direction of the means")
     draws: int = setting(USUAL.draws, "points that are counted, for each blur and dimension")
     seed: int = setting(USUAL.seed, "of those points")
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Rows with accuracies that are computed, and here and there counted."""
+        settings = values["settings"]
+        if not values["rows"] or not math.isfinite(settings["norm"] + settings["draws"]):
+            raise ValueError("no rows")
+        for row in values["rows"]:
+            rates = [row["bound"], *row["exact"].values(), *row["clean_rule"].values()]
+            counted = (row["sampled"] or {}).values()
+            rates += [part[name] for part in counted for name in ("accuracy", "low", "high")]
+            if not all(math.isfinite(rate) for rate in rates):
+                raise ValueError("a rate that is none")
+            if {"clean", "protected"} - set(row["exact"]) or not isinstance(row["dimension"], int):
+                raise ValueError("a row that lacks something")
 
     def measure(self, tools: Tools) -> dict[str, Any]:
         """Every pair of blurs in every dimension."""

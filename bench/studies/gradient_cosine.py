@@ -11,10 +11,11 @@ crafting loss of plain SEP, with the target half of the classes on, and the firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,6 +65,15 @@ class GradientCosine(Study):
         networks = ((one.arch, len(one.surrogate.epochs)) for one in job.surrogates)
         return PASSES_PER_GRADIENT * count * sum(cost(arch) * epochs for arch, epochs in networks)
 
+    def check(self, values: Mapping[str, Any]) -> None:
+        """A square of cosines, a name a network, and their mean."""
+        count = len([name for name in values["networks"] if isinstance(name, str)])
+        table = np.array(values["cosines"], dtype=float)
+        if table.shape != (count, count) or not np.isfinite(table).all() or not count:
+            raise ValueError(f"cosines of {count} networks")
+        if not isinstance(values["images"], int) or not isinstance(values["between"], float | None):
+            raise TypeError("images must be a number, and between one or none")
+
     def measure(self, tools: Tools) -> dict[str, Any]:
         """Gradients of a batch in all networks, then their cosines; only sums are kept."""
         jobs = tools.job.surrogates
@@ -75,24 +85,33 @@ class GradientCosine(Study):
         count = min(self.images, len(tools.dataset))
         loader = Loader(tools.dataset, tools.device, tools.memory)
         half = len(tools.dataset.classes) // 2
-        sums = torch.zeros(len(networks), len(networks), dtype=torch.float64)
-        counted = 0
-        for rows in torch.arange(count, device=loader.rows_on).split(BATCH):
+        per_image = PASSES_PER_GRADIENT * sum(costs)
+        nothing = torch.zeros(len(networks), len(networks), dtype=torch.float64)
+        state = tools.load() or {"sums": nothing, "counted": 0, "batches": 0}
+        batches = torch.arange(count, device=loader.rows_on).split(BATCH)
+        for rows in batches[: state["batches"]]:
+            tools.monitor.advance(per_image * len(rows))
+        for rows in batches[state["batches"] :]:
             images, labels = loader.batch(rows)
             targets = (labels + half) % len(tools.dataset.classes)
             gradients = [_gradients(one, to_unit(images), targets) for one in networks]
             cosines, whole = absolute_cosines(torch.stack(gradients))
-            sums += cosines.sum(0).double().cpu()
-            counted += int(whole)
-            tools.monitor.advance(PASSES_PER_GRADIENT * len(rows) * sum(costs))
-            tools.monitor.safe_point()
-        means = sums / max(counted, 1)
+            state = {
+                "sums": state["sums"] + cosines.sum(0).double().cpu(),
+                "counted": state["counted"] + whole,
+                "batches": state["batches"] + 1,
+            }
+            tools.monitor.advance(per_image * len(rows))
+            tools.save(lambda state=state: state)
+        if not state["counted"]:
+            raise RuntimeError("no image has a finite gradient in every network")
+        means = state["sums"] / state["counted"]
         different = ~torch.eye(len(networks), dtype=torch.bool)
         return {
             "networks": _names(jobs),
             "cosines": [[round(value, 6) for value in line] for line in means.tolist()],
-            "images": counted,
-            "between": float(means[different].mean()) if len(networks) > 1 else None,
+            "images": state["counted"],
+            "between": round(float(means[different].mean()), 6) if len(networks) > 1 else None,
         }
 
 
