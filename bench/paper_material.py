@@ -152,8 +152,9 @@ class Material:
         return sorted(latest.values(), key=lambda p: (order.index(p[0]), p[1]["seed"] or 0))
 
     def _is_sound(self, one: Record) -> bool:
-        """Whether the values of a record of this study are what it promises."""
-        if one["study"] != self.figure.kind:
+        """Whether a record is of this study and data set, and its values what it promises."""
+        title = self.expansion.source.title if needs_images(self.figure) else ""
+        if (one["study"], one["dataset"]) != (self.figure.kind, title):
             return False
         try:
             study_of(self.figure).check(one["values"])

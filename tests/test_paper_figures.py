@@ -216,6 +216,11 @@ class TestRuns:
         other = figure("confusion", protect_classes="0-1")
         assert "not drawn: no record" in report_figures(drawn / "results", [other], BASE, {}).text
 
+    def test_studies_of_other_data_are_not_drawn(self, drawn: Path) -> None:
+        for kind in ("gradient-cosine", "cross-training"):
+            other = figure(kind, dataset="cifar100")
+            assert "not drawn" in report_figures(drawn / "results", [other], BASE, {}).text
+
     def test_studies_of_other_sets_are_not_mixed_in(self, drawn: Path) -> None:
         other = figure("cross-training", methods="sham")
         assert "not drawn" in report_figures(drawn / "results", [other], BASE, {}).text
