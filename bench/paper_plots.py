@@ -84,7 +84,7 @@ def confusion_figure(summary: Summary, aims: Sequence[int], title: str) -> Figur
     ]
     several = len({label for label, *_ in panels}) > 1
     with plain_style():
-        figure, grid = _grid(len(panels), 2.5)
+        figure, grid = _grid(len(panels), 2.95)
         for number, (axes, (label, column, group)) in enumerate(zip(grid, panels, strict=False)):
             shares, names = confusion_shares(group.done), group.done[0]["classes"]
             numbered = len(panels) == 1 and len(names) <= LEGIBLE
@@ -100,7 +100,8 @@ def confusion_figure(summary: Summary, aims: Sequence[int], title: str) -> Figur
             axes.set_title(f"{brief(label)} · {column}" if several else column)
             if number % ACROSS == 0:
                 axes.set_ylabel("true class")
-            axes.set_xlabel("taken for")
+            if number + ACROSS >= len(panels):
+                axes.set_xlabel("taken for")
         notes = ["Rows sum to 100 %; framed: the class that a protected class is aimed at."]
         entitle(figure, summary, title, notes if aims else notes[0].split(";")[:1])
     return figure
@@ -109,7 +110,7 @@ def confusion_figure(summary: Summary, aims: Sequence[int], title: str) -> Figur
 def cosine_figure(found: Named, title: str, caption: str) -> Figure:
     """Absolute cosines between input gradients, a panel a method whose networks are compared."""
     with plain_style():
-        figure, grid = _grid(len(found), 2.8)
+        figure, grid = _grid(len(found), 3.0)
         for axes, (subject, record) in zip(grid, found, strict=False):
             values, between = record["values"], record["values"]["between"]
             _matrix(axes, np.array(values["cosines"]), 1.0, "{:.2f}")
