@@ -185,7 +185,9 @@ class Material:
 
         def strip(value: Any) -> Any:
             if isinstance(value, dict):
-                return {k: strip(v) for k, v in value.items() if k not in unknown}
+                # Settings of components may be called so, too, but are no texts.
+                lost = {k for k, v in value.items() if k in unknown and isinstance(v, str)}
+                return {k: strip(v) for k, v in value.items() if k not in lost}
             return [strip(item) for item in value] if isinstance(value, list) else value
 
         said = strip(identity)

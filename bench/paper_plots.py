@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.flags import Number, flags, settle
 from bench.plots import (
     COLOURS,
     NAME_HEIGHT,
@@ -21,7 +22,7 @@ from bench.plots import (
 )
 from bench.record import CONTROL
 from bench.study_tables import Named, by_subject, never_correct
-from bench.summary import Group, Record, Row, Summary
+from bench.summary import Column, Group, Record, Row, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,19 +56,21 @@ def held_out_figure(summary: Summary, title: str) -> Figure:
         if (group := summary.group(row, column)).done
     ]
     several = len(summary.columns) > 1
+    names = [brief(f"{label} · {column}" if several else label) for label, column, _ in panels]
+    heads, marked = _headed(summary, names, [group for *_, group in panels])
     with plain_style():
         figure, grid = _grid(len(panels), 1.9, legible=True)
-        for axes, (label, column, group) in zip(grid, panels, strict=False):
+        for axes, head, (*_, group) in zip(grid, heads, panels, strict=False):
             ends = []
             for field, (name, colour) in HELD_OUT.items():
                 points = _mean_curve(group, field)
                 if points:
                     _line(axes, points, colour)
                     ends.append(End(name, colour, *list(points.items())[-1]))
-            axes.set_title(brief(f"{label} · {column}" if several else label))
+            axes.set_title(head)
             name_ends(axes, ends, None, gap=NAME_HEIGHT / 1.9)
         _percent_axes(grid[: len(panels)], "epoch", "accuracy (%)")
-        entitle(figure, summary, title)
+        entitle(figure, summary, title, marked)
     return figure
 
 
@@ -83,9 +86,11 @@ def confusion_figure(summary: Summary, aims: Sequence[int], title: str) -> Figur
         if (group := summary.group(row, column)).done
     ]
     several = len({label for label, *_ in panels}) > 1
+    titles = [f"{brief(label)} · {column}" if several else column for label, column, _ in panels]
+    heads, marked = _headed(summary, titles, [group for *_, group in panels])
     with plain_style():
         figure, grid = _grid(len(panels), 2.95)
-        for number, (axes, (label, column, group)) in enumerate(zip(grid, panels, strict=False)):
+        for number, (axes, (*_, group)) in enumerate(zip(grid, panels, strict=False)):
             shares, names = confusion_shares(group.done), group.done[0]["classes"]
             numbered = len(panels) == 1 and len(names) <= LEGIBLE
             _matrix(axes, shares, 100.0, "{:.0f}" if numbered else None)
@@ -97,13 +102,14 @@ def confusion_figure(summary: Summary, aims: Sequence[int], title: str) -> Figur
             axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
             shown = names if number % ACROSS == 0 else [""] * len(names)
             axes.set_yticks(range(len(names)), shown, fontsize=size)
-            axes.set_title(f"{brief(label)} · {column}" if several else column)
+            axes.set_title(heads[number])
             if number % ACROSS == 0:
                 axes.set_ylabel("true class")
             if number + ACROSS >= len(panels):
                 axes.set_xlabel("taken for")
-        notes = ["Rows sum to 100 %; framed: the class that a protected class is aimed at."]
-        entitle(figure, summary, title, notes if aims else notes[0].split(";")[:1])
+        notes = ["Rows sum to 100 %; darker is more."]
+        notes += ["Framed: the class that a protected class is aimed at."] if aims else []
+        entitle(figure, summary, title, [*notes, *marked])
     return figure
 
 
@@ -160,6 +166,19 @@ def confusion_shares(records: Sequence[Record]) -> NDArray[np.float64]:
     """Confusion counts of several victims together, each row in percent of its true class."""
     counts = np.sum([np.array(one["confusion"], dtype=float) for one in records], axis=0)
     return 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
+def _headed(
+    summary: Summary, names: Sequence[str], groups: Sequence[Group]
+) -> tuple[list[str], list[str]]:
+    """Names of panels with the marks of what they show, and what the marks mean."""
+    cells = []
+    for name, group in zip(names, groups, strict=True):
+        first = group.done[0]
+        control = summary.control(Row.of(first), Column.of(first))
+        cells.append(Number(name, flags(group, control)))
+    (heads,), marked = settle([cells])
+    return heads, marked
 
 
 def _protected(summary: Summary) -> list[tuple[Row, Any]]:

@@ -24,17 +24,17 @@ from typing import Any
 
 from bench import targets
 from bench.component import number
-from bench.errors import UsageError
 from bench.grid import Grid
 from bench.targets import (
+    ALL,
     Fields,
     PaperTable,
     content_of,
     find_tables,
     is_figure,
     known_name,
-    paper_names,
     read_paper,
+    requests,
 )
 
 FIGURES = "figures"
@@ -178,22 +178,15 @@ def find_published(text: str) -> tuple[list[PaperTable], list[PaperFigure]]:
     """
     tables: dict[str, PaperTable] = {}
     figures: dict[str, PaperFigure] = {}
-    paper = ""
-    for piece in filter(None, (part.strip() for part in text.split(","))):
-        name, colon, wanted = piece.partition(":")
-        if not colon and name not in paper_names() and paper:
-            name, wanted = paper, name
-        paper = known_name(name, paper_names(), "paper", "--list shows what they have")
+    for paper, wanted in requests(text):
         drawn = figures_of(paper)
         if wanted == FIGURES and drawn:
             figures |= {one.label: one for one in drawn.values()}
         elif wanted in drawn:
             figures[drawn[wanted].label] = drawn[wanted]
         else:
-            if wanted and wanted not in read_paper(paper) and wanted != "all":
-                there = [*read_paper(paper), "all", *drawn, *([FIGURES] if drawn else [])]
-                known_name(wanted, there, f"table or figure of {paper}", f"write {paper}:NAME")
-            tables |= {one.label: one for one in find_tables(f"{paper}:{wanted}")}
-    if not tables and not figures:
-        raise UsageError(f"--paper names nothing; there are: {', '.join(paper_names())}")
+            there = [*read_paper(paper), ALL, *drawn, *([FIGURES] if drawn else [])]
+            kind = f"table or figure of {paper}"
+            known = known_name(wanted or ALL, there, kind, f"write {paper}:NAME")
+            tables |= {one.label: one for one in find_tables(f"{paper}:{known}")}
     return list(tables.values()), list(figures.values())

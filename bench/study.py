@@ -123,7 +123,9 @@ class StudyJob:
 
     def describe(self) -> dict[str, Any]:
         """The part of a record that says what was asked for."""
-        cell, crafted = self.context, bool(self.surrogates or self.crafted)
+        cell = self.context
+        # Not the context's: that may be the control, for which nothing is drawn.
+        seeds = [job.seed for job in (*self.surrogates, *(job for _, job in self.crafted))]
         return {
             "schema": SCHEMA,
             "key": self.key,
@@ -138,7 +140,7 @@ class StudyJob:
             "recipe_settings": {} if cell is None else cell.recipe.settings(),
             "precision": "" if cell is None else cell.precision,
             "seed": None if self.victim is None else self.victim.seed,
-            "craft_seed": cell.crafting.seed if cell is not None and crafted else None,
+            "craft_seed": seeds[0] if seeds else None,
         }
 
 

@@ -225,21 +225,32 @@ def find_tables(text: str) -> list[PaperTable]:
         UsageError: in one line that says what there is.
     """
     found: dict[str, PaperTable] = {}
-    paper = ""
-    for piece in filter(None, (part.strip() for part in text.split(","))):
-        name, colon, table = piece.partition(":")
-        if not colon and name not in paper_names() and paper:
-            name, table = paper, name
-        paper = name
-        tables = read_paper(known_name(name, paper_names(), "paper", "--list shows their tables"))
+    for name, table in requests(text):
+        tables = read_paper(name)
         if table in ("", ALL):
             found |= {one.label: one for one in tables.values()}
         else:
             known = known_name(table, [*tables, ALL], f"table of {name}", f"write {name}:NAME")
             found[f"{name}:{known}"] = tables[known]
+    return list(found.values())
+
+
+def requests(text: str) -> list[tuple[str, str]]:
+    """Papers and what is asked for of them: `sep:table4,fig1,cuda` has sep twice, cuda with "".
+
+    Raises:
+        UsageError: if there is no such paper, or nothing is named.
+    """
+    found: list[tuple[str, str]] = []
+    for piece in filter(None, (part.strip() for part in text.split(","))):
+        name, colon, wanted = piece.partition(":")
+        if not colon and name not in paper_names() and found:
+            name, wanted = found[-1][0], name
+        known = known_name(name, paper_names(), "paper", "--list shows what they have")
+        found.append((known, wanted))
     if not found:
         raise UsageError(f"--paper names nothing; there are: {', '.join(paper_names())}")
-    return list(found.values())
+    return found
 
 
 def known_name(name: str, names: Sequence[str], kind: str, advice: str) -> str:

@@ -17,7 +17,7 @@ from bench.grid import Expansion, Grid
 from bench.paper import PaperOutcome
 from bench.paper_figures import DRAW, report_figures, run_figures
 from bench.paper_material import FigureGrid, needs_images
-from bench.paper_plots import confusion_shares
+from bench.paper_plots import confusion_figure, confusion_shares
 from bench.published_figures import (
     KINDS,
     OF_STUDIES,
@@ -30,6 +30,7 @@ from bench.record import STUDIES as ROOM
 from bench.registry import STUDIES, load_plugin
 from bench.runner import run_session
 from bench.session import Session
+from bench.summary import summarise
 from bench.targets import paper_names
 from tests.invented import record
 
@@ -361,6 +362,17 @@ class TestConfusion:
         (rows,) = report.numbers.values()
         assert all("few-seeds" in row["flags"] for row in rows)
         assert "fewer than 3 victim seeds" in report.text
+
+    def test_marks_stand_above_its_panels(self) -> None:
+        chosen = {"confusion": [[8, 2], [3, 7]], "classes": ["a", "b"]}
+        told = [record(name, **chosen) for name in ("clean", "sep", "ule")]
+        told.append(record("advpoison", **chosen, audit={"within_budget": False}))
+        (summary,) = summarise(told)
+        picture = confusion_figure(summary, (1, 0), "x")
+        heads = {axes.get_title().split(" ")[0]: axes.get_title() for axes in picture.axes}
+        assert {name for name, head in heads.items() if head.endswith("#")} == {"advpoison"}
+        assert len(heads) == 3
+        assert "#: the audit found" in " ".join(picture._supxlabel.get_text().split())
 
     def test_rows_sum_to_a_hundred_and_seeds_are_added_up(self) -> None:
         one = record(confusion=[[3, 1], [0, 4]], classes=["a", "b"])

@@ -20,6 +20,7 @@ from bench.registry import STUDIES
 from bench.runner import Outcome, run_session
 from bench.session import Session
 from bench.store import key_of
+from bench.studies import gradient_cosine
 from bench.studies.gradient_cosine import absolute_cosines
 from bench.work import Workshop
 from tests.invented import record as invented
@@ -49,6 +50,18 @@ def go(folder: Path, study: str, grid: Grid = SMALL, workers: int = 1) -> Outcom
 def studies(folder: Path) -> list[dict]:
     """The records that came of it."""
     return list(record.read_all(folder / "results", room=record.STUDIES))
+
+
+class Impatient(Monitor):
+    """Ends the work at the second safe point of a study."""
+
+    points = 0
+
+    def safe_point(self, save=lambda: None) -> None:
+        self.points += 1
+        if self.points == 2:
+            save()
+            raise Stopped
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +145,36 @@ class TestGradientCosine:
         names = one["values"]["networks"]
         assert names == ["rn18 #0", "rn18 #1", "vgg16 #0", "vgg16 #1"]
 
+    def test_resumed_it_says_the_same(
+        self, measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gradient_cosine, "BATCH", 10)
+        asked = session(tmp_path, "gradient-cosine:images=40")
+        opened = asked.open()
+        (job,) = opened.studies
+        patient = Workshop(opened, asked, torch.device("cpu"), Monitor())
+        for surrogate in job.surrogates:
+            patient.execute(surrogate, surrogate.surrogate.epochs)
+        with pytest.raises(Stopped):
+            Workshop(opened, asked, torch.device("cpu"), Impatient()).execute(job)
+        taken: list[int] = []
+        monkeypatch.setattr(
+            gradient_cosine,
+            "absolute_cosines",
+            lambda gradients: taken.append(gradients.shape[1]) or absolute_cosines(gradients),
+        )
+        patient.execute(job)
+        assert taken == [10, 10]  # the first two batches were kept
+        (resumed,) = studies(tmp_path)
+        (whole,) = [one for one in studies(measured) if one["study"] == "gradient-cosine"]
+        cosines = resumed["values"]["cosines"], whole["values"]["cosines"]
+        assert np.allclose(*cosines, atol=1e-5)
+
+    def test_the_crafting_seed_is_told(self, tmp_path: Path) -> None:
+        for study in ("gradient-cosine", "cross-training"):
+            (job,) = session(tmp_path, study, replace(SMALL, craft_seed=3)).open().studies
+            assert job.describe()["craft_seed"] == 3
+
     def test_images_must_be_there(self) -> None:
         with pytest.raises(Exception, match="images must be 1 or more"):
             build(STUDIES, parse_one("gradient-cosine:images=0", STUDIES))
@@ -164,17 +207,6 @@ class TestCrossTraining:
         asked = session(tmp_path, "cross-training")
         opened = asked.open()
         (job,) = opened.studies
-
-        class Impatient(Monitor):
-            """Ends the work at the second safe point of a study."""
-
-            points = 0
-
-            def safe_point(self, save=lambda: None) -> None:
-                self.points += 1
-                if self.points == 2:
-                    save()
-                    raise Stopped
 
         quiet = Workshop(opened, asked, torch.device("cpu"), Monitor())
         for _, crafting in job.crafted:
