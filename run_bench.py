@@ -319,7 +319,8 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
     print(numbers if typed["json"] else texts)
     files = [*report.files, *drawn.files]
     folders = sorted({str(_short(file.parent)) for file in files})
-    print(f"written: {len(files)} files in {' and '.join(folders)}", file=sys.stderr)
+    if files:
+        print(f"written: {len(files)} files in {' and '.join(folders)}", file=sys.stderr)
     for title, reason in ended.failed.items():
         print(f"failed: {title}: {reason}", file=sys.stderr)
     if ended.failed or ended.reasons or ended.undrawn:

@@ -22,6 +22,7 @@ from bench.session import Session
 from bench.store import key_of
 from bench.studies import gradient_cosine
 from bench.studies.gradient_cosine import absolute_cosines
+from bench.train import Training
 from bench.work import Workshop
 from tests.invented import record as invented
 
@@ -191,6 +192,18 @@ class TestCrossTraining:
         for label, never in values["never_correct"].items():
             best = max(row["sets"][label] for row in values["curve"])
             assert 0 <= never <= 1 - best + 1e-12  # who is right once is right in the best epoch
+
+    def test_right_once_is_right(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def guesses(training: Training, dataset: ImageDataset) -> torch.Tensor:
+            # After each of the three epochs another quarter of the images is right.
+            right = torch.arange(len(dataset)) % 4 == training.epoch - 1
+            return torch.where(right, dataset.labels, dataset.labels + 1)
+
+        monkeypatch.setattr(Training, "guesses", guesses)
+        assert not go(tmp_path, "cross-training", replace(SMALL, methods="noise")).failed
+        (one,) = studies(tmp_path)
+        assert one["values"]["never_correct"] == {"clean": 0.25, "noise": 0.25}
+        assert [row["sets"]["noise"] for row in one["values"]["curve"]] == [0.25] * 3
 
     def test_it_is_the_training_of_the_control(self, measured: Path) -> None:
         (one,) = [one for one in studies(measured) if one["study"] == "cross-training"]
