@@ -13,6 +13,7 @@ import run_bench
 from bench import load_results, record
 from bench.component import build, parse_one
 from bench.crafting import Monitor
+from bench.data import ImageDataset
 from bench.errors import Stopped, UsageError
 from bench.grid import Grid
 from bench.merge import ConflictError, merge
