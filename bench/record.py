@@ -266,19 +266,34 @@ def read_all(
 ) -> Iterator[dict[str, Any]]:
     """Every record in a room of a results folder, in order of file name.
 
+    The perturbation's separability belongs to the crafted set: where an older record lacks it, it
+    is that of a later record of the same set.
+
     Args:
         folder: the one that holds `cells/`.
         notes: takes a line for every file that is no record, or one that belongs in the other
             room; without it such a file raises.
         room: `CELLS` or `STUDIES`.
     """
+    found = []
     for file in sorted((folder / room).glob("*.json")):
         try:
-            yield read(file)
+            found.append(read(file))
         except UsageError as error:
             if notes is None:
                 raise
             notes.append(f"left out: {error}")
+    yield from _scored(found) if room == CELLS else found
+
+
+def _scored(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records, of which older ones have the score that a later one tells of their crafted set."""
+    name = "separability"
+    scores = {one["crafted_key"]: one[name] for one in records if one.get(name) is not None}
+    for one in records:
+        if name not in one and one["crafted_key"] in scores:
+            one[name] = scores[one["crafted_key"]]
+    return records
 
 
 def load_results(folder: str | Path) -> pd.DataFrame:

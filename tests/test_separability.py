@@ -260,3 +260,20 @@ def test_older_records_are_whole_without_it() -> None:
     check(old, "invented")
     check(old | {"separability": None}, "invented")
     check(old | {"separability": 0.5}, "invented")
+
+
+def test_older_records_have_the_score_of_a_later_one_of_the_same_set(tmp_path) -> None:
+    from bench.record import read_all, write
+
+    written = [
+        record("sep"),
+        record("sep", seed=1, separability=0.75),
+        record("sep", seed=2, separability=None),
+        record("ops"),
+        record("clean", separability=None),
+    ]
+    for number, one in enumerate(written):
+        one["key"] = f"{number:064d}"[::-1]
+        write(tmp_path, "cell", one)
+    read = {one["key"]: one.get("separability", "none told") for one in read_all(tmp_path)}
+    assert [read[one["key"]] for one in written] == [0.75, 0.75, None, "none told", None]
