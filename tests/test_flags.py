@@ -75,6 +75,26 @@ def test_separable_is_nine_tenths_of_the_way_from_chance(score, more, marked) ->
     assert (LINEAR in flags(Group((one,) * 3), CLEAN)) is marked
 
 
+@pytest.mark.parametrize(
+    ("predicted", "collapsed"),
+    [
+        ([50, 30, 20], False),  # a half
+        ([51, 29, 20], True),
+        ([60, 40], False),  # of two classes a half is a fair share
+        ([75, 25], False),
+        ([76, 24], True),
+        ([100], False),
+    ],
+)
+def test_one_class_for_most_images_is_more_than_half_and_than_a_fair_share(
+    predicted: list[int], collapsed: bool
+) -> None:
+    classes = [f"class {i}" for i in range(len(predicted))]
+    table = [predicted] + [[0] * len(predicted)] * (len(predicted) - 1)
+    one = record("sep", classes=classes, confusion=table)
+    assert (ONE_CLASS in flags(Group((one,) * 3), Group())) is collapsed
+
+
 def test_a_record_without_a_score_is_not_marked() -> None:
     assert not is_separable(record("ule"))
 
