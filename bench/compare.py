@@ -1,6 +1,6 @@
 """What differs between two results folders: numbers, by how many standard errors, and settings.
 
-Only records of cells are compared, those of studies are not looked at.
+This is of cells; `bench.compare_studies` does the same for studies.
 """
 
 from __future__ import annotations
@@ -223,24 +223,8 @@ class Pair:
     @cached_property
     def differing(self) -> dict[str, tuple[str, str]]:
         """What differs beside the numbers, each with its value in A and in B."""
-        known = [[_facts(one) for one in side.values()] for side in (self.a, self.b)]
-        if not all(known):
-            return {}
-        names = dict.fromkeys(name for side in known for facts in side for name in facts)
-        found: dict[str, tuple[str, str]] = {}
-        for name in sorted(names, key=lambda name: (name.startswith("commit"), name.count("."))):
-            values = [{facts.get(name, MISSING) for facts in side} for side in known]
-            if values[0] == values[1]:
-                continue
-            told = some(values[0]), some(values[1])
-            # A precision stands in an identity once for each part; the shortest path will do.
-            last = name.rpartition(".")[2]
-            if not any(
-                told == other and (last == path.rpartition(".")[2] or len(told[0]) == DIGEST)
-                for path, other in found.items()
-            ):
-                found[name] = told
-        return found
+        a, b = ([facts_of(one) for one in side.values()] for side in (self.a, self.b))
+        return differences(a, b) if a and b else {}
 
 
 @dataclass(frozen=True)
@@ -349,12 +333,12 @@ DIGEST = 12
 _HASH = re.compile("[0-9a-f]{64}")
 
 
-def _facts(one: Record) -> dict[str, str]:
-    """Everything beside numbers that may differ between two records of one place and seed."""
+def facts_of(one: Record) -> dict[str, str]:
+    """Everything beside numbers that may differ between two records, of cells or of studies."""
     facts = {
         "precision": one["precision"],
         "dataset_digest": one["dataset_digest"],
-        **_flat("training", one["training"]),
+        **_flat("training", one.get("training", {})),
         **_flat("", one["versions"]),
         **_flat("device", {k: v for k, v in one["device"].items() if k != "cores"}),
         **_flat("recipe", one["recipe_settings"]),
@@ -362,6 +346,32 @@ def _facts(one: Record) -> dict[str, str]:
         "commit": one["commit"][:7] + "+" * one["commit"].endswith("+"),
     }
     return {name: short(value) for name, value in facts.items()}
+
+
+def differences(
+    a: Sequence[Mapping[str, str]], b: Sequence[Mapping[str, str]]
+) -> dict[str, tuple[str, str]]:
+    """The facts of two sides' records that are not the same, each with its value in A and in B."""
+    names = dict.fromkeys(name for facts in (*a, *b) for name in facts)
+    found: dict[str, tuple[str, str]] = {}
+    for name in sorted(names, key=lambda name: (name.startswith("commit"), name.count("."))):
+        values = [{facts.get(name, MISSING) for facts in side} for side in (a, b)]
+        if values[0] == values[1]:
+            continue
+        told = some(values[0]), some(values[1])
+        # A precision stands in an identity once for each part; the shortest path will do.
+        last = name.rpartition(".")[2]
+        if not any(
+            told == other and (last == path.rpartition(".")[2] or len(told[0]) == DIGEST)
+            for path, other in found.items()
+        ):
+            found[name] = told
+    return found
+
+
+def words_of(differing: Mapping[str, tuple[str, str]]) -> str:
+    """What differs, in words."""
+    return "; ".join(f"{name} {old} in A, {new} in B" for name, (old, new) in differing.items())
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
@@ -416,15 +426,22 @@ def read_folder(folder: Path, notes: list[str]) -> list[Record]:
     """The records of a results folder that a table can be made of.
 
     Args:
-        folder: the one that holds `cells/`.
+        folder: the one that holds `cells/`, or `studies/` alone.
         notes: takes a line for every file that is left out.
 
     Raises:
         UsageError: if there is no such folder.
     """
-    if not (folder / "cells").is_dir():
-        raise UsageError(f"{folder} holds no records (no folder {folder / 'cells'})")
+    check_rooms(folder)
     return [one for one, _ in read_files(folder, notes)]
+
+
+def check_rooms(folder: Path) -> None:
+    """Raise UsageError unless it is a results folder."""
+    rooms = [folder / room for room in (record.CELLS, record.STUDIES)]
+    if not any(room.is_dir() for room in rooms):
+        missing = " or ".join(map(str, rooms))
+        raise UsageError(f"{folder} holds no records (no folder {missing})")
 
 
 def read_files(folder: Path, notes: list[str]) -> Iterator[tuple[Record, Path]]:
@@ -448,7 +465,7 @@ def read_files(folder: Path, notes: list[str]) -> Iterator[tuple[Record, Path]]:
 def _check(one: Record, file: Path) -> None:
     """Raise UsageError for a record whose fields have the types that they need and no sense."""
     try:
-        said = Place.of(one).order, Row.of(one).budget, _facts(one), one["curve"]
+        said = Place.of(one).order, Row.of(one).budget, facts_of(one), one["curve"]
         sound = all(isinstance(point, dict) for point in said[-1])
     except (ValueError, TypeError, KeyError, AttributeError):
         sound = False

@@ -36,11 +36,11 @@ def diff_parser() -> argparse.ArgumentParser:
         prog="run_bench.py diff",
         description="Which numbers moved between two results folders, by how many standard errors "
         "over victim seeds, which cells only one has, and what differs in settings or versions. "
-        "Records with the same key and the same results are counted, not listed. Only cells are "
-        "compared; records of studies are not looked at.",
+        "Records with the same key and the same results are counted, not listed. Studies have "
+        "lines of their own below.",
         epilog="Exit codes: 0 done, 1 a file was left out or --check failed, 2 wrong request.",
     )
-    made.add_argument("a", metavar="A", help="results folder (it holds cells/)")
+    made.add_argument("a", metavar="A", help="results folder (it holds cells/, studies/ or both)")
     made.add_argument("b", metavar="B", help="another one")
     made.add_argument("--out", metavar="FILE", help=f"write it, too: {', '.join(FORMATS)}")
     made.add_argument(
@@ -81,6 +81,7 @@ def answer(words: Sequence[str]) -> Answer:
 def diff(words: Sequence[str]) -> Answer:
     """Compare two folders."""
     from bench.compare import compare, read_folder
+    from bench.compare_studies import compare_studies, read_studies
     from bench.diff_table import diff_table, table_text
     from bench.files import write_text
 
@@ -89,18 +90,22 @@ def diff(words: Sequence[str]) -> Answer:
     if out is not None and out.suffix not in FORMATS:
         raise UsageError(f"--out {typed.out} must end in {', '.join(FORMATS)}")
     notes: list[str] = []
-    a, b = (read_folder(Path(folder).expanduser(), notes) for folder in (typed.a, typed.b))
+    folders = [Path(folder).expanduser() for folder in (typed.a, typed.b)]
+    a, b = (read_folder(folder, notes) for folder in folders)
+    studies = compare_studies(*(read_studies(folder, notes) for folder in folders))
     code = INCOMPLETE if notes else 0
     found = compare(a, b)
-    if typed.check and not found.equal_keys:
+    equal = found.equal_keys + sum(pair.reproducible for pair in studies)
+    unequal = len(found.unequal) + sum(pair.unequal for pair in studies)
+    if typed.check and not equal:
         raise UsageError("--check: no record of A and B has the same key, nothing can be checked")
-    table = diff_table(found, (typed.a, typed.b))
+    table = diff_table(found, (typed.a, typed.b), studies)
     if out is not None:
         write_text(out, table_text(table, out.suffix))
         notes.append(f"written: {out}")
     if typed.check:
-        notes.append(f"{found.equal_keys} records with equal keys, {len(found.unequal)} differ")
-        code = INCOMPLETE if found.unequal else code
+        notes.append(f"{equal} records with equal keys, {unequal} differ")
+        code = INCOMPLETE if unequal else code
     return Answer(table_text(table, ".txt").rstrip(), notes, code)
 
 

@@ -8,7 +8,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.compare import MOVED, Comparison, Pair, Place, fields, numbers, short, some, told
+from bench.compare import (
+    MOVED,
+    Comparison,
+    Pair,
+    Place,
+    fields,
+    numbers,
+    short,
+    some,
+    told,
+    words_of,
+)
+from bench.compare_studies import StudyPair, study_lines
 from bench.record import CONTROL
 from bench.summary import Record, Spread, told_apart
 from bench.tables import MISSING, Table, frame, last_line, machine, not_run
@@ -17,12 +29,15 @@ SHOWN = 20
 """So many records that should be equal are named one by one."""
 
 
-def diff_table(found: Comparison, names: tuple[str, str]) -> Table:
+def diff_table(
+    found: Comparison, names: tuple[str, str], studies: Sequence[StudyPair] = ()
+) -> Table:
     """The cells that are not identical, those that moved the furthest first.
 
     Args:
         found: what was compared.
         names: of folders A and B.
+        studies: what was compared of those; they have lines below the table.
     """
     listed = _listed(found)
     facets = _facets(listed)
@@ -44,7 +59,7 @@ def diff_table(found: Comparison, names: tuple[str, str]) -> Table:
         cells=frame(heads, lines),
         lead=len(facets),
         step=len(heads) - len(facets),
-        notes=tuple(_notes(found, listed, shared, sets)),
+        notes=(*_notes(found, listed, shared, sets), *study_lines(studies)),
         numbers=machine(figured),
     )
 
@@ -203,10 +218,6 @@ def _but_commits(pair: Pair) -> dict[str, tuple[str, str]]:
     return {name: told for name, told in pair.differing.items() if name != "commit"}
 
 
-def _words(differing: Mapping[str, tuple[str, str]]) -> str:
-    return "; ".join(f"{name} {old} in A, {new} in B" for name, (old, new) in differing.items())
-
-
 def _caption(found: Comparison, names: tuple[str, str], listed: Sequence[Pair]) -> Iterator[str]:
     """What came of it, in sentences."""
     both = [pair for pair in found.pairs if pair.a and pair.b]
@@ -282,9 +293,9 @@ def _notes(
     moves = [pair.move for pair in listed if pair.move is not None]
     judged = [move for move in moves if not math.isnan(move.errors)]
     if shared:
-        yield f"Different in all of them: {_words(shared)}."
+        yield f"Different in all of them: {words_of(shared)}."
     for index, rest in enumerate(sets):
-        yield f"differs {index + 1}: {_words(rest)}."
+        yield f"differs {index + 1}: {words_of(rest)}."
     commits = [
         {one["commit"][:7] for pair in listed if pair.a and pair.b for one in side(pair).values()}
         for side in (lambda pair: pair.a, lambda pair: pair.b)
@@ -344,4 +355,4 @@ def _machine_row(pair: Pair, listed: Sequence[Pair]) -> dict[str, Any]:
         }
     paired = None if pair.move is None else len(pair.move.sizes) == 1
     sizes = {"seeds_a": len(known[0]), "seeds_b": len(known[1]), "paired": paired}
-    return {**names, **figures, **sizes, "differs": _words(pair.differing)}
+    return {**names, **figures, **sizes, "differs": words_of(pair.differing)}

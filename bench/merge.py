@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from bench import record
 from bench.claims import FILE
-from bench.compare import fields, read_files, results_differ, told
+from bench.compare import check_rooms, fields, read_files, results_differ, told
+from bench.compare_studies import values_agree
 from bench.errors import UsageError
 from bench.files import slugify, write_with
 from bench.store import check_writable, key_of
@@ -110,10 +109,7 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
         UsageError: if a folder is not there, cannot be written, or holds newer records.
     """
     for folder in folders:
-        rooms = [folder / room for room in (record.CELLS, record.STUDIES)]
-        if not any(room.is_dir() for room in rooms):
-            missing = " or ".join(map(str, rooms))
-            raise UsageError(f"{folder} holds no records (no folder {missing})")
+        check_rooms(folder)
     inputs = list({folder.resolve(): folder for folder in (into, *folders)}.values())
     damaged: list[str] = []
     found: dict[str, list[Source]] = defaultdict(list)
@@ -188,24 +184,10 @@ def _study_conflicts(sources: Sequence[Source]) -> Iterator[str]:
     """The first contradiction between records of one study."""
     done = [source for source in sources if source.record["status"] == "done"]
     for one, other in combinations(done, 2):
-        if not _agree(one.record["values"], other.record["values"]):
+        if not values_agree(one.record["values"], other.record["values"]):
             title = f"{one.record['study']} of {one.record['subject']}"
             yield f"{title}: values in {one.folder} and {other.folder}"
             return
-
-
-def _agree(one: Any, other: Any) -> bool:
-    """Equality in which floats may differ by 1e-9 of their size, and NaN is NaN.
-
-    What needs no images is computed anew on every machine, and its last bits are the machine's.
-    """
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_agree(one[name], other[name]) for name in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_agree, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-9) or (math.isnan(one) and math.isnan(other))
-    return one == other
 
 
 def _sources(folder: Path, damaged: list[str]) -> Iterator[Source]:

@@ -19,6 +19,7 @@ import run_bench
 from bench import merge as merge_module
 from bench import record as records
 from bench.compare import Move, compare, read_folder, results_differ
+from bench.compare_studies import compare_studies, study_lines
 from bench.diff_table import diff_table, table_text
 from bench.errors import UsageError
 from bench.files import write_with
@@ -481,6 +482,93 @@ def test_samples_follow_their_records(tmp_path: Path) -> None:
     first.write_bytes(b"no picture")
     assert merge([a, b], tmp_path / "d").samples == 2
     assert (tmp_path / "d" / "samples" / first.name).read_bytes() == other.read_bytes()
+
+
+# Studies.
+
+
+def study(**others: Any) -> dict[str, Any]:
+    """A record of a study whose key is that of its identity."""
+    precision = others.get("precision", "bf16")
+    identity = {"kind": "study", "precision": precision, "version": others.pop("version", 1)}
+    return {
+        **{"schema": 1, "key": key_of(identity), "identity": identity},
+        **{"study": "gradient-cosine", "study_settings": {"images": 10}, "subject": "sep"},
+        **{"dataset": "cifar10", "dataset_digest": "d1", "recipe": "quick"},
+        **{"recipe_label": "quick", "recipe_settings": {"epochs": 10}, "precision": precision},
+        **{"seed": None, "craft_seed": 0, "status": "done"},
+        "values": {"between": 0.5, "cosines": [[1.0, 0.25], [0.25, 1.0]], "names": ["a", "b"]},
+        **{"seconds": 1.0, "core_seconds": 1.0, "finished": "2026-01-01T00:00:00Z"},
+        **{"commit": "0" * 40, "versions": {}, "device": {}},
+        **others,
+    }
+
+
+def moved(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> list[str]:
+    return list(study_lines(compare_studies(a, b)))
+
+
+def test_equal_studies_are_counted() -> None:
+    assert moved([], []) == []
+    assert moved([study()], [study(values=study()["values"] | {"between": 0.5 + 1e-12})]) == [
+        "Studies, which have no standard error: 1 in both, 1 of them with the same values."
+    ]
+
+
+def test_the_number_of_a_study_that_moved_the_furthest_is_told() -> None:
+    values = {"between": 0.6, "cosines": [[1.0, 0.25], [0.75, 1.0]], "names": ["a", "c"]}
+    other = study(values=values, precision="fp32", finished="2026-01-02T00:00:00Z")
+    assert moved([study()], [other])[1:] == [
+        "study gradient-cosine of sep: 2 of 5 numbers moved, cosines.1.0 the furthest, 0.25 in A "
+        "and 0.75 in B; precision bf16 in A, fp32 in B."
+    ]
+    assert moved([study(), other], [other])[1:] == ["study gradient-cosine of sep: only in A."]
+    (line,) = moved([study(seed=3)], [study(seed=3, values=values, version=2)])[1:]
+    assert line.startswith("study gradient-cosine of sep, seed 3: 2 of 5 numbers moved")
+    assert line.endswith("version 1 in A, 2 in B.")
+
+
+@pytest.mark.parametrize(
+    "field", [{"subject": "ule"}, {"seed": 1}, {"recipe_settings": {"epochs": 20}}]
+)
+def test_other_studies_are_not_compared(field: dict[str, Any]) -> None:
+    assert sorted(line.rpartition(" ")[2] for line in moved([study()], [study(**field)])[1:]) == [
+        "A.",
+        "B.",
+    ]
+
+
+def test_of_two_equal_studies_the_later_counts_and_failures_are_told() -> None:
+    early, late = study(values={"x": 1}), study(finished="2026-02-01T00:00:00Z")
+    assert moved([late, early], [study()])[0].endswith("1 of them with the same values.")
+    failed = study(status="failed", values={})
+    assert moved([study()], [failed])[1:] == ["study gradient-cosine of sep: failed in B."]
+
+
+def test_a_number_that_is_lost_has_moved_the_furthest() -> None:
+    a, b = ({"x": 0.0, "y": y, "z": [0.1] * n} for y, n in ((0.5, 1), (float("nan"), 2)))
+    (line,) = moved([study(values=a | {"x": 9.0})], [study(values=b)])[1:]
+    assert "2 of 4 numbers moved, y the furthest, 0.5 in A and nan in B, 1 on one side" in line
+    assert moved([study(values=b)], [study(values=b)])[0].endswith(
+        "1 of them with the same values."
+    )
+
+
+def test_studies_take_part_in_the_check(tmp_path: Path, capsys) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    records.write(a, "x", study(), records.STUDIES)
+    records.write(b, "x", study(), records.STUDIES)
+    assert run_bench.main(["diff", str(a), str(b), "--check"]) == 0
+    assert "1 records with equal keys, 0 differ" in capsys.readouterr().err
+    values = study()["values"] | {"between": 0.75}
+    records.write(b, "x", study(values=values), records.STUDIES)
+    assert run_bench.main(["diff", str(a), str(b), "--check"]) == 1
+    shown = capsys.readouterr()
+    assert "NOT REPRODUCED: the key is the same" in shown.out
+    assert "1 records with equal keys, 1 differ" in shown.err
+    records.write(b, "x", study(values=values, version=2), records.STUDIES)
+    (b / records.STUDIES).joinpath("x.json").write_text("{}")
+    assert run_bench.main(["diff", str(a), str(b)]) == 1  # a damaged file was left out
 
 
 # The command line.
