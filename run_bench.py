@@ -19,16 +19,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.compare_cli import COMMANDS, answer
+from bench.compare.cli import COMMANDS, answer
 from bench.component import number
 from bench.errors import UsageError
+from bench.papers.targets import recipes, titles
 from bench.registry import DEFENSES, REGISTRIES, load_plugin
-from bench.targets import recipes, titles
 from bench.worst_case import SETS
 
 if TYPE_CHECKING:
-    from bench.runner import Outcome
-    from bench.session import Session
+    from bench.running.runner import Outcome
+    from bench.running.session import Session
 
 FAILED, USAGE, UNFINISHED, INTERRUPTED = 1, 2, 3, 130
 """Exit codes: a cell failed; asked for something impossible; the time limit; Ctrl-C."""
@@ -220,7 +220,7 @@ def read_config(file: Path) -> dict[str, Any]:
 def session_of(options: dict[str, Any], typed: dict[str, Any]) -> Session:
     """What the options ask for, every value checked."""
     from bench.grid import Grid
-    from bench.session import Session
+    from bench.running.session import Session
 
     epsilon = options["epsilon"]
     clean_part = options["clean_part"]
@@ -262,7 +262,7 @@ def run_grid(session: Session, options: dict[str, Any], typed: dict[str, Any]) -
     threads = _count("--threads", options["threads"])
     if typed["plan"]:
         return show_plan(session, workers, threads, typed["json"])
-    from bench.runner import WorkerError, run_session, summary
+    from bench.running.runner import WorkerError, run_session, summary
 
     try:
         outcome = run_session(session, workers, threads, sys.stderr)
@@ -280,7 +280,7 @@ def run_grid(session: Session, options: dict[str, Any], typed: dict[str, Any]) -
 
 def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
     """Run what published tables and figures need, or plan it, or neither, and print them."""
-    from bench.published_figures import find_published
+    from bench.papers.published import find_published
 
     tables, figures = find_published(typed["paper"])
     for name in OF_TABLES:
@@ -291,7 +291,8 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
     session = session_of(options, typed)
     workers = _count("--workers", options["workers"])
     threads = _count("--threads", options["threads"])
-    from bench import paper, paper_figures
+    from bench.papers import figures as paper_figures
+    from bench.papers import request as paper
 
     if typed["plan"]:
         plans = paper.plan_paper(session, tables, workers, threads, sys.stderr)
@@ -301,7 +302,7 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
         return 0
     ended = paper.PaperOutcome()
     if not typed["report_only"]:
-        from bench.runner import WorkerError, summary
+        from bench.running.runner import WorkerError, summary
 
         try:
             ended = paper.run_paper(session, tables, workers, threads, sys.stderr)
@@ -331,8 +332,8 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
 def show_report(results: Path, outcome: Outcome | None, as_json: bool) -> int:
     """Write tables and plots, and print the tables of the contexts that just ran."""
     from bench import record
-    from bench.report import write_report
-    from bench.summary import Context
+    from bench.reports.report import write_report
+    from bench.reports.summary import Context
 
     notes: list[str] = []
     records = list(record.read_all(results, notes))
@@ -393,7 +394,7 @@ def show_description(name: str, as_json: bool) -> int:
 
 def show_plan(session: Session, workers: int | None, threads: int | None, as_json: bool) -> int:
     """What would run."""
-    from bench.estimate import plan_facts, text_of
+    from bench.running.estimate import plan_facts, text_of
 
     facts = plan_facts(session, workers, threads, sys.stderr)
     print(json.dumps(facts, ensure_ascii=False, indent=1) if as_json else text_of(facts))

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench.grid import Grid
     from bench.record import load_results
-    from bench.runner import run
+    from bench.running.runner import run
 
 __all__ = ["Grid", "load_results", "run"]
 
-_HOMES = {"Grid": "bench.grid", "load_results": "bench.record", "run": "bench.runner"}
+_HOMES = {"Grid": "bench.grid", "load_results": "bench.record", "run": "bench.running.runner"}
 
 
 def __getattr__(name: str) -> Any:

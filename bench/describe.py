@@ -14,7 +14,7 @@ from bench.component import Component, Spec, build, defaults
 from bench.errors import UsageError
 from bench.recipe import PUBLISHED
 from bench.registry import DEFENSES, METHODS, RECIPES, REGISTRIES, Registry
-from bench.summary import LARGEST_FRACTION
+from bench.reports.summary import LARGEST_FRACTION
 from bench.worst_case import SETS
 
 CIFAR_IMAGES = 50_000

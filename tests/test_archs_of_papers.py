@@ -24,9 +24,9 @@ from bench.recipe import Recipe
 from bench.recipes.paper import Paper
 from bench.recipes.quick import Quick
 from bench.registry import ARCHS, DATASETS
+from bench.reports.summary import summarise
+from bench.reports.tables import main_table
 from bench.seeding import stream
-from bench.summary import summarise
-from bench.tables import main_table
 from bench.testing import small_splits
 from bench.train import Training, accuracy
 from tests.invented import record

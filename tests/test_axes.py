@@ -17,11 +17,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from bench import record as records_of
-from bench.axes import Axis, arch_text, axis_table, find_axes
-from bench.axis_plots import axis_figures, axis_styles
-from bench.plots import save_figure
-from bench.report import write_report
-from bench.summary import Context, summarise
+from bench.reports.axes import Axis, arch_text, axis_table, find_axes
+from bench.reports.axis_plots import axis_figures, axis_styles
+from bench.reports.plots import save_figure
+from bench.reports.report import write_report
+from bench.reports.summary import Context, summarise
 from tests.invented import ARCHS, controls, realistic, record, swept
 
 GOLDEN = Path(__file__).parent / "golden_axes"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.claims import FILE, Claim, claims_table, half_width, read_claims, verdicts
 from bench.errors import UsageError
-from bench.summary import Spread, Summary, summarise
+from bench.reports.claims import FILE, Claim, claims_table, half_width, read_claims, verdicts
+from bench.reports.summary import Spread, Summary, summarise
 from tests.invented import record
 
 CLAIM = Claim(("clean", "noise"), ("sep", "cuda"), ("rn18",))

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from bench.class_tables import class_tables
-from bench.summary import Summary, summarise
+from bench.reports.class_tables import class_tables
+from bench.reports.summary import Summary, summarise
 from tests.invented import record
 
 CLASSES = ["a", "b", "c"]

@@ -16,14 +16,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import run_bench
-from bench import merge as merge_module
 from bench import record as records
-from bench.compare import Move, compare, read_folder, results_differ
-from bench.compare_studies import compare_studies, study_lines
-from bench.diff_table import diff_table, table_text
+from bench.compare import merge as merge_module
+from bench.compare.cells import Move, compare, read_folder, results_differ
+from bench.compare.merge import ConflictError, merge
+from bench.compare.studies import compare_studies, study_lines
+from bench.compare.table import diff_table, table_text
 from bench.errors import UsageError
 from bench.files import write_with
-from bench.merge import ConflictError, merge
 from bench.store import key_of
 from tests import invented
 

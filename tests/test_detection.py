@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.detection import (
+from bench.reports.detection import (
     ENOUGH,
     Stop,
     area,
@@ -21,10 +21,10 @@ from bench.detection import (
     roc_figures,
     suspicion,
 )
-from bench.plots import save_figure
-from bench.report import write_report
-from bench.summary import Summary, summarise
-from bench.tables import MISSING, SMALL_SCALE
+from bench.reports.plots import save_figure
+from bench.reports.report import write_report
+from bench.reports.summary import Summary, summarise
+from bench.reports.tables import MISSING, SMALL_SCALE
 from tests.invented import record
 from tests.test_reports import write_records
 

@@ -12,10 +12,10 @@ from bench import load_results
 from bench.errors import UsageError
 from bench.grid import Expansion, Grid, TrainingData
 from bench.imprint import imprinted, protected_classes
-from bench.plan import make_plan
 from bench.release import draw_mask
-from bench.report import write_report
-from bench.session import Session
+from bench.reports.report import write_report
+from bench.running.plan import make_plan
+from bench.running.session import Session
 from bench.testing import craft, crafting_job, small_method, small_splits
 from tests.test_runner import SMALL, go
 

@@ -13,13 +13,16 @@ import pandas as pd
 import pytest
 
 from bench import load_results
-from bench.axes import axis_table, find_axes
-from bench.axis_plots import axis_figures
-from bench.claims import Claim, claims_table
-from bench.class_tables import class_tables
-from bench.defense_tables import KNOWS, LEFT_OUT, ONE_SEED, UNRANKED, defense_tables
-from bench.detection import holdout_tables
-from bench.flags import (
+from bench.papers.targets import find_tables, paper_names
+from bench.recipe import PUBLISHED
+from bench.registry import RECIPES
+from bench.reports.axes import axis_table, find_axes
+from bench.reports.axis_plots import axis_figures
+from bench.reports.claims import Claim, claims_table
+from bench.reports.class_tables import class_tables
+from bench.reports.defense_tables import KNOWS, LEFT_OUT, ONE_SEED, UNRANKED, defense_tables
+from bench.reports.detection import holdout_tables
+from bench.reports.flags import (
     BROKEN,
     CONTROLS,
     EXACT,
@@ -38,13 +41,10 @@ from bench.flags import (
     is_separable,
     settle,
 )
-from bench.heatmap import heatmaps
-from bench.plots import overview_figure
-from bench.recipe import PUBLISHED
-from bench.registry import RECIPES
-from bench.summary import Group, Summary, summarise
-from bench.tables import Table, all_tables, details_table, main_table
-from bench.targets import find_tables, paper_names
+from bench.reports.heatmap import heatmaps
+from bench.reports.plots import overview_figure
+from bench.reports.summary import Group, Summary, summarise
+from bench.reports.tables import Table, all_tables, details_table, main_table
 from tests.invented import record
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"

@@ -25,7 +25,7 @@ from bench.gaussian_mixture import (
     monte_carlo,
     random_mean,
 )
-from bench.theory_figure import theory_figure
+from bench.papers.theory_figure import theory_figure
 
 ROUND_OFF = 1e-12
 STANDARD_ERRORS = 4

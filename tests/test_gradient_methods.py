@@ -31,9 +31,9 @@ from bench.grid import Expansion, SurrogateJob, TrainingData
 from bench.method import Surrogate
 from bench.network import Network, freeze
 from bench.pgd import Iterate
-from bench.plan import make_plan
 from bench.registry import ARCHS, DEFENSES, METHODS
 from bench.release import draw_mask, release
+from bench.running.plan import make_plan
 from bench.second_order import Learner, WeightGradientMethod
 from bench.seeding import stream
 from bench.store import Store

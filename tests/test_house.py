@@ -25,18 +25,35 @@ LEAVES_TO_USERS = [
     {"crafting", "train", "composition", "stack", "imprint", "grid", "second_order"},
     {"study"},
     {"studies"},
-    {"plan", "progress", "describe", "summary", "flags"},
-    {"work", "session", "tables"},
-    {"worker", "plots", "theory_figure", "thumbnails", "claims", "axes", "axis_plots"},
-    {"defense_tables", "heatmap", "detection", "class_tables"},
-    {"runner", "report", "compare", "compare_studies", "merge", "diff_table", "compare_cli"},
-    {"paper_tables"},
-    {"published_figures", "study_tables", "paper_statistics"},
-    {"paper_plots", "paper_material"},
-    {"estimate", "testing", "paper", "paper_figures"},
+    {"running"},
+    {"reports"},
+    {"describe", "compare"},
+    {"papers"},
+    {"testing"},
     {"speed"},
 ]
-"""Modules of `bench`: each may import those above it and its neighbours."""
+"""Modules and packages of `bench`: each may import those above it and its neighbours."""
+ROOMS = {
+    "running": [{"plan", "progress"}, {"session"}, {"work"}, {"worker", "runner"}, {"estimate"}],
+    "reports": [
+        {"summary"},
+        {"flags"},
+        {"tables"},
+        {"claims", "axes", "class_tables", "defense_tables", "plots"},
+        {"axis_plots", "thumbnails", "heatmap", "detection"},
+        {"report"},
+    ],
+    "compare": [{"cells"}, {"studies"}, {"table", "merge"}, {"cli"}],
+    "papers": [
+        {"targets"},
+        {"published", "lookup", "study_tables"},
+        {"tables", "material", "plots", "theory_figure"},
+        {"claims", "statistics"},
+        {"request"},
+        {"figures"},
+    ],
+}
+"""The same inside packages whose modules depend on each other."""
 
 
 def imported(file: Path) -> set[str]:
@@ -52,6 +69,12 @@ def imported(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
             names.add(node.module or "")
+            inside = ROOT.joinpath(*(node.module or "").split("."))
+            names |= {
+                f"{node.module}.{alias.name}"
+                for alias in node.names
+                if (inside / alias.name).is_dir() or (inside / f"{alias.name}.py").is_file()
+            }
     return names
 
 
@@ -67,18 +90,22 @@ def test_imports_point_one_way(file: Path) -> None:
         assert not others, "methods never import each other: what two need is bench's"
 
 
-def test_modules_of_bench_import_only_downwards() -> None:
-    level = {name: index for index, names in enumerate(LEAVES_TO_USERS) for name in names}
+@pytest.mark.parametrize("room", ["", *ROOMS])
+def test_modules_of_bench_import_only_downwards(room: str) -> None:
+    layers = ROOMS[room] if room else LEAVES_TO_USERS
+    level = {name: index for index, names in enumerate(layers) for name in names}
+    inside = ("bench", room) if room else ("bench",)
+    depth = len(inside)
     for file in SOURCES:
         parts = file.relative_to(ROOT).with_suffix("").parts
-        if parts[0] != "bench" or parts[1] == "__init__":
+        if parts[:depth] != inside or parts[depth] == "__init__":
             continue
-        own = level[parts[1]]
+        own = level[parts[depth]]
         for name in imported(file):
-            if not name.startswith("bench."):
+            others = tuple(name.split("."))
+            if others[:depth] != inside or len(others) == depth:
                 continue
-            other = name.split(".")[1]
-            assert level[other] <= own, f"{file.relative_to(ROOT)} imports {name}, which uses it"
+            assert level[others[depth]] <= own, f"{file.relative_to(ROOT)} imports {name}"
 
 
 @pytest.mark.parametrize("package", ["bench", "methods", "defenses"])

@@ -14,11 +14,10 @@ from bench import record as records
 from bench.component import parse_one
 from bench.errors import UsageError
 from bench.grid import Expansion, Grid
-from bench.paper import PaperOutcome
-from bench.paper_figures import DRAW, report_figures, run_figures
-from bench.paper_material import FigureGrid, needs_images
-from bench.paper_plots import confusion_figure, confusion_shares
-from bench.published_figures import (
+from bench.papers.figures import DRAW, report_figures, run_figures
+from bench.papers.material import FigureGrid, needs_images
+from bench.papers.plots import confusion_figure, confusion_shares
+from bench.papers.published import (
     KINDS,
     OF_STUDIES,
     PaperFigure,
@@ -26,12 +25,13 @@ from bench.published_figures import (
     find_published,
     read_figures,
 )
+from bench.papers.request import PaperOutcome
+from bench.papers.targets import paper_names
 from bench.record import STUDIES as ROOM
 from bench.registry import STUDIES, load_plugin
-from bench.runner import run_session
-from bench.session import Session
-from bench.summary import summarise
-from bench.targets import paper_names
+from bench.reports.summary import summarise
+from bench.running.runner import run_session
+from bench.running.session import Session
 from tests.invented import record
 
 FIGURES = [figure for paper in paper_names() for figure in figures_of(paper).values()]

@@ -13,11 +13,33 @@ from typing import Any, cast
 import pytest
 
 import run_bench
-from bench import Grid, paper, targets
+from bench import Grid
 from bench.component import parse, parse_one
 from bench.data import ImageDataset
 from bench.errors import UsageError
-from bench.flags import (
+from bench.grid import Expansion
+from bench.papers import request, targets
+from bench.papers.claims import judgements, paper_claims_table
+from bench.papers.lookup import (
+    AGREES,
+    DIFFERS,
+    DOUBTFUL,
+    NAMED,
+    UNDECIDED,
+    Scale,
+    judged,
+    look_up,
+    normal,
+)
+from bench.papers.published import figures_of
+from bench.papers.request import paper_grids, report_paper
+from bench.papers.statistics import samples, statistics_table
+from bench.papers.tables import paper_table
+from bench.papers.targets import PaperTable, Place, find_tables, paper_names, read_file, titles
+from bench.recipe import PUBLISHED
+from bench.record import write
+from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES
+from bench.reports.flags import (
     BROKEN,
     FEW,
     GRAVE,
@@ -28,29 +50,7 @@ from bench.flags import (
     Flag,
     flags,
 )
-from bench.grid import Expansion
-from bench.paper import paper_grids, report_paper
-from bench.paper_statistics import samples, statistics_table
-from bench.paper_tables import (
-    AGREES,
-    DIFFERS,
-    DOUBTFUL,
-    NAMED,
-    UNDECIDED,
-    Scale,
-    judged,
-    judgements,
-    look_up,
-    normal,
-    paper_claims_table,
-    paper_table,
-)
-from bench.published_figures import figures_of
-from bench.recipe import PUBLISHED
-from bench.record import write
-from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES
-from bench.summary import Group, Spread
-from bench.targets import PaperTable, Place, find_tables, paper_names, read_file, titles
+from bench.reports.summary import Group, Spread
 from tests.invented import record
 
 TABLES = find_tables(",".join(paper_names()))
@@ -243,7 +243,7 @@ def test_what_is_missing_says_why() -> None:
             assert target.place.method or target.missing, table.label
 
 
-def product(one: paper.PaperGrid) -> set[Place]:
+def product(one: request.PaperGrid) -> set[Place]:
     """All places of a grid, but for the control that every grid has."""
     grid = one.grid
     radius = None if grid.epsilon is None else grid.epsilon[0]

@@ -21,9 +21,9 @@ from bench.network import Arch, Network
 from bench.recipe import Recipe
 from bench.record import read_all
 from bench.registry import ARCHS, DEFENSES
+from bench.reports.summary import summarise
+from bench.reports.tables import main_table
 from bench.seeding import stream
-from bench.summary import summarise
-from bench.tables import main_table
 from bench.testing import ARCH, DATASET, check_defense, small_arch, small_recipe, small_splits
 from bench.train import Training
 from defenses import pretrained

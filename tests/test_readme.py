@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import run_bench
-from bench.compare_cli import diff_parser, merge_parser
+from bench.compare.cli import diff_parser, merge_parser
 from bench.registry import METHODS, load_plugin
 from bench.testing import check_method
 

@@ -17,11 +17,18 @@ from PIL import Image
 
 from bench import record as records_of
 from bench.errors import UsageError
-from bench.flags import LOW_TRAINING
-from bench.plots import brief, curve_figures, move_apart, overview_figure, save_figure, styles
-from bench.report import write_report
-from bench.summary import Context, Summary, summarise
-from bench.tables import (
+from bench.reports.flags import LOW_TRAINING
+from bench.reports.plots import (
+    brief,
+    curve_figures,
+    move_apart,
+    overview_figure,
+    save_figure,
+    styles,
+)
+from bench.reports.report import write_report
+from bench.reports.summary import Context, Summary, summarise
+from bench.reports.tables import (
     SMALL_SCALE,
     TERMINAL_WIDTH,
     all_tables,
@@ -29,7 +36,7 @@ from bench.tables import (
     details_table,
     main_table,
 )
-from bench.thumbnails import amplified, thumbnail_sheet
+from bench.reports.thumbnails import amplified, thumbnail_sheet
 from tests.invented import ARCHS, AUDIT, REALISTIC, realistic, record
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -418,7 +425,7 @@ def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_importing_reports_costs_nothing() -> None:
     heavy = "{'torch', 'pandas', 'matplotlib', 'tabulate'} & set(sys.modules)"
-    code = f"import sys, bench.report, bench.plots; print({heavy})"
+    code = f"import sys, bench.reports.report, bench.reports.plots; print({heavy})"
     root = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from bench import Grid, load_results
-from bench.claims import FILE
-from bench.paper import report_paper
-from bench.paper_figures import report_figures
-from bench.published_figures import find_published
+from bench.papers.figures import report_figures
+from bench.papers.published import find_published
+from bench.papers.request import report_paper
 from bench.record import CELLS, STUDIES, read
-from bench.report import write_report
+from bench.reports.claims import FILE
+from bench.reports.report import write_report
 from bench.store import key_of
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"

@@ -18,11 +18,11 @@ from bench import record as records
 from bench.errors import UsageError
 from bench.files import write_text
 from bench.grid import Cell
-from bench.plan import Job
 from bench.registry import METHODS, ROOT, load_plugin
-from bench.runner import Outcome
-from bench.session import Session
-from bench.work import Workshop
+from bench.running.plan import Job
+from bench.running.runner import Outcome
+from bench.running.session import Session
+from bench.running.work import Workshop
 
 SMALL = Grid(
     methods="sham,noise,sep:checkpoints=2",
@@ -231,7 +231,7 @@ def test_another_command_on_the_same_folders_harms_nothing(
     finished: Path, tmp_path: Path, monkeypatch
 ) -> None:
     # The other one does everything between this one's plan and its first worker.
-    from bench import runner
+    from bench.running import runner
 
     class Late(runner._Worker):
         def __init__(self, *arguments) -> None:
@@ -268,9 +268,9 @@ def test_what_is_left_does_not_decide_the_number_of_threads(tmp_path, monkeypatc
     next((tmp_path / "results" / "cells").glob("noise-*.json")).unlink()
     used = []
     monkeypatch.setattr(
-        "bench.runner.configure", lambda precision, threads, *rest: used.append(threads)
+        "bench.running.runner.configure", lambda precision, threads, *rest: used.append(threads)
     )
-    monkeypatch.setattr("bench.runner.cores", lambda: 8)
+    monkeypatch.setattr("bench.running.runner.cores", lambda: 8)
     go(tmp_path, workers=4, threads=None)
     assert used == [2], "one task is left for four workers, each of which has two threads"
 

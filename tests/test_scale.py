@@ -22,13 +22,13 @@ from bench.errors import Stopped, UsageError
 from bench.files import make_array, map_member, open_array, unnamed_array
 from bench.grid import Grid, TrainingData
 from bench.loading import Loader
-from bench.plan import CostTable
 from bench.registry import ARCHS, METHODS
 from bench.release import release
 from bench.replay import WARM_UP, Learned, Record, Replay
-from bench.runner import share_out
+from bench.running.plan import CostTable
+from bench.running.runner import share_out
+from bench.running.session import Session
 from bench.seeding import stream
-from bench.session import Session
 from bench.testing import small_recipe, small_splits
 from bench.train import Batches, Training
 
@@ -288,7 +288,7 @@ def session(**more: object) -> Session:
 
 
 def test_processes_share_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.runner.cores", lambda: 8)
+    monkeypatch.setattr("bench.running.runner.cores", lambda: 8)
     shared, workers = share_out(session(), CPU, None, None)
     assert (workers, shared.threads) == (8, 1)
     assert shared.memory == total_memory(CPU) // 8
@@ -297,8 +297,8 @@ def test_processes_share_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_jobs_share_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.runner.cores", lambda: 8)
-    monkeypatch.setattr("bench.runner.total_memory", lambda device: 80)
+    monkeypatch.setattr("bench.running.runner.cores", lambda: 8)
+    monkeypatch.setattr("bench.running.runner.total_memory", lambda device: 80)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     every, one = torch.device("cuda"), torch.device("cuda:1")

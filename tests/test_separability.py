@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from bench import Grid, run
+from bench.running.work import Clock
 from bench.seeding import stream
 from bench.separability import SIDE, dual, primal, separability
 from bench.store import Artifact
-from bench.work import Clock
 from tests.invented import record
 
 CPU = torch.device("cpu")
@@ -206,7 +206,7 @@ def test_a_score_is_recorded_and_taken_once_for_several_victims(tmp_path, monkey
         taken.append(inputs)
         return separability(*inputs)
 
-    monkeypatch.setattr("bench.work.separability", counted)
+    monkeypatch.setattr("bench.running.work.separability", counted)
     go(tmp_path)
     found = {(one["method"], one["seed"]): one["separability"] for one in records(tmp_path)}
     assert found == {
@@ -227,8 +227,8 @@ def test_a_score_is_recorded_and_taken_once_for_several_victims(tmp_path, monkey
 def test_another_version_takes_the_score_again_and_keeps_every_key(tmp_path, monkeypatch) -> None:
     go(tmp_path)
     keys = {(one["key"], one["crafted_key"]) for one in records(tmp_path)}
-    monkeypatch.setattr("bench.work.VERSION", 99)
-    monkeypatch.setattr("bench.work.separability", lambda *inputs: 0.125)
+    monkeypatch.setattr("bench.running.work.VERSION", 99)
+    monkeypatch.setattr("bench.running.work.separability", lambda *inputs: 0.125)
     for file in (tmp_path / "results" / "cells").glob("*.json"):
         file.unlink()
     go(tmp_path)
@@ -245,8 +245,8 @@ def test_the_time_it_takes_is_not_the_victims(tmp_path, monkeypatch) -> None:
             begun.append(artifact)
             super().__init__(artifact)
 
-    monkeypatch.setattr("bench.work.Clock", Watched)
-    monkeypatch.setattr("bench.work.separability", lambda *inputs: taken.append(len(begun)))
+    monkeypatch.setattr("bench.running.work.Clock", Watched)
+    monkeypatch.setattr("bench.running.work.separability", lambda *inputs: taken.append(len(begun)))
     go(tmp_path, methods="clean", seeds=(0,))
     assert taken == [1]  # crafting has begun, training has not
     assert len(begun) == 2

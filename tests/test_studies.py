@@ -11,20 +11,20 @@ import torch.nn.functional as F
 
 import run_bench
 from bench import load_results, record
+from bench.compare.merge import ConflictError, merge
 from bench.component import build, parse_one
 from bench.crafting import Monitor
 from bench.data import ImageDataset
 from bench.errors import Stopped, UsageError
 from bench.grid import Grid
-from bench.merge import ConflictError, merge
 from bench.registry import STUDIES
-from bench.runner import Outcome, run_session
-from bench.session import Session
+from bench.running.runner import Outcome, run_session
+from bench.running.session import Session
+from bench.running.work import Workshop
 from bench.store import key_of
 from bench.studies import gradient_cosine
 from bench.studies.gradient_cosine import absolute_cosines
 from bench.train import Training
-from bench.work import Workshop
 from tests.invented import record as invented
 
 SMALL = Grid(

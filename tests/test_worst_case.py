@@ -16,7 +16,10 @@ import pytest
 import run_bench
 from bench import record as records_of
 from bench.component import parse, parse_one
-from bench.defense_tables import (
+from bench.errors import UsageError
+from bench.grid import Expansion, Grid
+from bench.registry import DEFENSES
+from bench.reports.defense_tables import (
     AT_MOST_NOTE,
     LEFT_OUT,
     ONE_SEED,
@@ -29,16 +32,13 @@ from bench.defense_tables import (
     recovery_table,
     told_tables,
 )
-from bench.errors import UsageError
-from bench.flags import LOW_TRAINING
-from bench.grid import Expansion, Grid
-from bench.heatmap import heatmaps
-from bench.plots import save_figure
-from bench.registry import DEFENSES
-from bench.report import write_report
+from bench.reports.flags import LOW_TRAINING
+from bench.reports.heatmap import heatmaps
+from bench.reports.plots import save_figure
+from bench.reports.report import write_report
+from bench.reports.summary import Summary, summarise
+from bench.reports.tables import MISSING, SMALL_SCALE, Table, main_table
 from bench.stack import build_defense
-from bench.summary import Summary, summarise
-from bench.tables import MISSING, SMALL_SCALE, Table, main_table
 from bench.worst_case import AUTO, AUTO_FAST, SETS, expand, title_of, worst_case
 from tests.invented import record
 

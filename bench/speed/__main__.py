@@ -25,11 +25,11 @@ from bench.errors import UsageError
 from bench.files import write_text
 from bench.network import Precision
 from bench.registry import DATASETS, RECIPES, ROOT
-from bench.session import commit, cores
+from bench.running.session import commit, cores
+from bench.running.work import versions
 from bench.speed import sections
 from bench.speed.sections import Bench
 from bench.store import check_writable
-from bench.work import versions
 
 Row = tuple[str, str, str, str]
 NAMES = {

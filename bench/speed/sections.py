@@ -30,9 +30,9 @@ from bench.pgd import Iterate
 from bench.recipe import Recipe
 from bench.registry import ARCHS, DEFENSES, METHODS, RECIPES, ROOT
 from bench.release import release
-from bench.runner import run
+from bench.running.runner import run
+from bench.running.session import cores
 from bench.seeding import stream
-from bench.session import cores
 from bench.speed import ceiling
 from bench.speed.baselines import EagerCrafting, PlainTraining, ReleasedCrafting, targets
 from bench.speed.processes import SideBySide, one_thread, untouched

@@ -1,0 +1,1 @@
+"""Between results folders: what moved, and several made one."""

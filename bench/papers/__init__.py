@@ -1,0 +1,1 @@
+"""Published tables and figures by name, and ours beside them."""

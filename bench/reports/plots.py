@@ -1,0 +1,481 @@
+"""Pictures from records: accuracy by epoch, as in SEP's Figure 3, and final accuracies."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.files import write_with
+from bench.record import CLEAN_PART, CONTROL
+from bench.reports.flags import Number, flags, settle
+from bench.reports.summary import Column, Group, Row, Summary
+from bench.reports.tables import chance, scale, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+GREY = "#777777"
+SHORT_RUN = 20
+"""Up to so many epochs every one of them is marked with a dot."""
+
+LONGEST_LABEL = 24
+LETTERS_PER_INCH = 17.5
+"""How much of a caption fits into a line."""
+USUAL_LINES, LINE_HEIGHT = 4, 0.13
+"""Lines of a caption that every figure has room for, and the height of one more, in inches."""
+NAME_HEIGHT = 12.9
+"""Height of a method's name in percent of a panel one inch high."""
+
+BAND_NOTE = "Lines: mean of the seeds; bands: lowest to highest."
+OVERVIEW_NOTE = "Dots: seeds; bars and numbers: their mean; dashed: the control; dotted: chance."
+
+PANELS = {"train_acc": "train accuracy", "test_acc": "clean test accuracy"}
+
+# Okabe and Ito's colours, told apart with any kind of colour vision, without black (the control)
+# and yellow (too pale for a line); then three of Paul Tol's for longer lists.
+COLOURS = (
+    "#D55E00",
+    "#0072B2",
+    "#009E73",
+    "#E69F00",
+    "#56B4E9",
+    "#CC79A7",
+    "#882255",
+    "#999933",
+    "#332288",
+)
+DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5, 1.5, 1.5)), (0, (2.5, 1)))
+"""Line styles, for when the colours have all been used."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the lines and dots of a method look."""
+
+    colour: str
+    dashes: Any = "-"
+
+
+CONTROL_STYLES = {
+    CONTROL: Style("#000000", (0, (4, 2))),
+    CLEAN_PART: Style("#000000", (0, (1.5, 1))),
+    "sham": Style("#555555", (0, (6, 1.5, 1.5, 1.5))),
+    "noise": Style("#999999"),
+}
+
+
+def styles(summaries: Iterable[Summary]) -> dict[str, Style]:
+    """A style for every method label, the same in all figures of one report."""
+    return styles_of(
+        {summary.method_label(row): row.method for summary in summaries for row in summary.rows}
+    )
+
+
+def styles_of(labels: Mapping[str, str]) -> dict[str, Style]:
+    """A style for every label, given the name of its method."""
+    chosen = {}
+    for label in sorted(labels):
+        name = labels[label]
+        if name in CONTROL_STYLES:
+            chosen[label] = CONTROL_STYLES[name]
+            continue
+        used = sum(labels[other] not in CONTROL_STYLES for other in chosen)
+        cycle, colour = divmod(used, len(COLOURS))
+        chosen[label] = Style(COLOURS[colour], DASHES[cycle % len(DASHES)])
+    return chosen
+
+
+def curve_figures(summary: Summary, looks: Mapping[str, Style] | None = None) -> dict[str, Figure]:
+    """Accuracy by epoch, a figure a defense; defenses under which no cell is done are left out.
+
+    Args:
+        summary: of one context.
+        looks: a style for each method label; `styles` of this context by default.
+
+    Returns:
+        Figures by the label of their defense.
+    """
+    looks = styles([summary]) if looks is None else looks
+    figures = {}
+    for name, label in summary.defenses:
+        rows = [row for row in summary.rows if summary.defense_of(row) == (name, label)]
+        columns = _with_results(summary, rows)
+        if columns:
+            title = "no defense" if name == "none" else f"defense {label}"
+            figures[label] = _curves(summary, rows, columns, looks, title)
+    return figures
+
+
+def _with_results(summary: Summary, rows: Iterable[Row]) -> list[Column]:
+    rows = list(rows)
+    return [c for c in summary.columns if any(summary.group(row, c).done for row in rows)]
+
+
+def _curves(
+    summary: Summary,
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    looks: Mapping[str, Style],
+    title: str,
+) -> Figure:
+    """Two panels an architecture: train accuracy, clean test accuracy."""
+    from matplotlib.figure import Figure
+
+    with plain_style():
+        height = 2.3 if len(columns) < 3 else 1.9
+        figure = Figure(figsize=(7.2, 1.1 + height * len(columns)), layout="constrained")
+        grid = figure.subplots(len(columns), len(PANELS), sharex=True, sharey=True, squeeze=False)
+        for column, line in zip(columns, grid, strict=True):
+            ends: list[End] = []
+            for axes, field in zip(line, PANELS, strict=True):
+                ends = _draw_lines(axes, summary, rows, column, looks, field)
+                axes.axhline(100 * chance(summary), color=GREY, linestyle=":", linewidth=1)
+            # Only the panel on the right, of test accuracy, has room beside it.
+            name_ends(line[-1], ends, 100 * chance(summary), gap=NAME_HEIGHT / height)
+            line[0].set_ylabel(f"{column}\naccuracy (%)")
+        for axes, name in zip(grid[0], PANELS.values(), strict=True):
+            axes.set_title(name)
+        for axes in grid[-1]:
+            axes.set_xlabel("epoch")
+        _scale_axes(grid[0][0], summary)
+        seeds = _seeds(summary, rows, columns)
+        banded = [BAND_NOTE] if any(axes.collections for axes in grid.flat) else []
+        entitle(figure, summary, f"{title} · {seeds}", [*banded, *_thinned(summary)])
+    return figure
+
+
+def _seeds(summary: Summary, rows: Iterable[Row], columns: Sequence[Column]) -> str:
+    """How many victims a complete cell has."""
+    count = max(len(summary.group(row, column).done) for row in rows for column in columns)
+    return "1 victim seed" if count == 1 else f"{count} victim seeds"
+
+
+@dataclass(frozen=True)
+class End:
+    """Where a line ends, and whose it is."""
+
+    label: str
+    colour: str
+    across: float
+    percent: float
+
+
+def _draw_lines(
+    axes: Axes,
+    summary: Summary,
+    rows: Iterable[Row],
+    column: Column,
+    looks: Mapping[str, Style],
+    field: str,
+) -> list[End]:
+    """Draw a line a method, the mean of its seeds, with a band from the lowest to the highest."""
+    ends = []
+    for row in rows:
+        points = _points(summary.group(row, column), field)
+        if not points:
+            continue
+        label = summary.method_label(row)
+        look, epochs = looks[label], list(points)
+        means = [sum(values) / len(values) for values in points.values()]
+        control = row.method == CONTROL
+        axes.plot(
+            epochs,
+            means,
+            color=look.colour,
+            linestyle=look.dashes,
+            linewidth=1.4,
+            marker="o" if len(epochs) <= SHORT_RUN and (not control or len(epochs) == 1) else "",
+            markersize=2.2,
+            # The control above all others: it is what they are compared with.
+            zorder=4 if control else 3,
+        )
+        if any(len(values) > 1 for values in points.values()):
+            lows, highs = (list(map(edge, points.values())) for edge in (min, max))
+            axes.fill_between(epochs, lows, highs, color=look.colour, alpha=0.15, linewidth=0)
+        ends.append(End(label, look.colour, epochs[-1], means[-1]))
+    return ends
+
+
+def _points(group: Group, field: str) -> dict[int, list[float]]:
+    """For every epoch the values of a group's victims, in percent."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for record in group.done:
+        for point in record["curve"]:
+            if point.get(field) is not None:
+                values[point["epoch"]].append(100 * point[field])
+    return dict(sorted(values.items()))
+
+
+def name_ends(
+    axes: Axes,
+    ends: Iterable[End],
+    chance_percent: float | None,
+    gap: float,
+    within: tuple[float, float] = (1, 99),
+) -> None:
+    """Write each line's name beside its end.
+
+    Args:
+        axes: the panel; names stand to its right.
+        ends: of the lines.
+        chance_percent: where the line of chance is, if there is one to be named.
+        gap: least distance between names, in percent.
+        within: lowest and highest place for a name, in percent.
+    """
+    places = list(ends)
+    if chance_percent is not None:
+        last = max((end.across for end in places), default=1)
+        places.append(End("chance", GREY, last, chance_percent))
+    places.sort(key=lambda end: (-end.percent, end.label))
+    low, high = within
+    heights = move_apart([end.percent for end in places], gap=gap, low=low, high=high)
+    for end, height in zip(places, heights, strict=True):
+        axes.annotate(
+            brief(end.label),
+            xy=(1.0, end.percent),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(1.07, height),
+            textcoords=axes.get_yaxis_transform(),
+            color=end.colour,
+            fontsize=7,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": end.colour,
+                "linewidth": 0.5,
+                "shrinkA": 1,
+                "shrinkB": 1,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def brief(label: str, longest: int = LONGEST_LABEL) -> str:
+    """A label short enough to stand beside a panel; the table has it in full."""
+    tail = longest // 2
+    return label if len(label) <= longest else f"{label[: tail - 2]}…{label[-tail:]}"
+
+
+def move_apart(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Falling heights with at least `gap` between neighbours, moved as little as may be.
+
+    Neighbours that would overlap form a block around the mean of where they want to be; blocks
+    that come to overlap are merged. If there is not room for all, the gap shrinks.
+
+    Args:
+        heights: where things want to be, from high to low.
+        gap: the least distance.
+        low: none ends up below this.
+        high: none ends up above this.
+    """
+    if not heights:
+        return []
+    gap = min(gap, (high - low) / max(len(heights) - 1, 1))
+    blocks: list[tuple[float, int]] = []  # the height of the first, and how many
+    start = 0
+    for position in range(len(heights)):
+        size, first = 1, _fit(heights[position : position + 1], gap, low, high)
+        while blocks and blocks[-1][0] - gap * blocks[-1][1] < first:
+            size += blocks.pop()[1]
+            start = position + 1 - size
+            first = _fit(heights[start : position + 1], gap, low, high)
+        blocks.append((first, size))
+    return [first - gap * index for first, size in blocks for index in range(size)]
+
+
+def _fit(wanted: Sequence[float], gap: float, low: float, high: float) -> float:
+    """The height of the first of a block, so that the block lies around its wishes and inside."""
+    length = gap * (len(wanted) - 1)
+    centre = sum(wanted) / len(wanted)
+    return min(max(centre + length / 2, low + length), high)
+
+
+def _scale_axes(axes: Axes, summary: Summary) -> None:
+    """Percent from 0 to 100, whole epochs; all panels share these axes."""
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [point["epoch"] for record in summary.records for point in record["curve"]]
+    first, last = min(epochs), max(epochs)
+    margin = 0.02 * (last - first) or 0.5
+    axes.set_xlim(first - margin, last + margin)
+    axes.set_ylim(0, 100)
+    axes.set_yticks(range(0, 101, 20))
+    if first == last:
+        # The locator has no whole number but one, and would fall back on fractions.
+        axes.set_xticks([first])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) -> Figure | None:
+    """Final clean test accuracies: panels defense by architecture, a dot a seed, a bar the mean.
+
+    Args:
+        summary: of one context.
+        looks: a style for each method label; `styles` of this context by default.
+
+    Returns:
+        The figure, or None if no cell is done.
+    """
+    from matplotlib.figure import Figure
+
+    looks = styles([summary]) if looks is None else looks
+    columns = _with_results(summary, summary.rows)
+    if not columns:
+        return None
+    parts = {
+        label: [row for row in summary.rows if summary.defense_of(row) == (name, label)]
+        for name, label in summary.defenses
+    }
+    with plain_style():
+        figure = Figure(figsize=_overview_size(parts, columns), layout="constrained")
+        heights = [len(rows) for rows in parts.values()]
+        grid = figure.subplots(
+            len(parts), len(columns), sharex=True, squeeze=False, height_ratios=heights
+        )
+        texts, marked = settle([_mean(summary, row, c) for c in columns] for row in summary.rows)
+        means = dict(zip(summary.rows, texts, strict=True))
+        for (label, rows), line in zip(parts.items(), grid, strict=True):
+            for place, (column, axes) in enumerate(zip(columns, line, strict=True)):
+                beside = [means[row][place] for row in rows]
+                _draw_dots(axes, summary, rows, column, looks, beside)
+            names = [brief(summary.method_label(row)) for row in rows]
+            line[0].set_yticks(range(len(rows)), names)
+            line[0].set_ylabel(label if len(parts) > 1 else "")
+        for column, axes in zip(columns, grid[0], strict=True):
+            axes.set_title(str(column))
+        for axes in grid[-1]:
+            axes.set_xlabel("accuracy (%)")
+        title = f"final clean test accuracy, {_seeds(summary, summary.rows, columns)}"
+        entitle(figure, summary, title, [OVERVIEW_NOTE, *marked])
+    return figure
+
+
+def _overview_size(parts: Mapping[str, Sequence[Row]], columns: Sized) -> tuple[float, float]:
+    """Width and height in inches: wide panels while they are few, a line of text a row."""
+    panel = 2.6 if len(columns) < 3 else 1.7
+    lines = sum(map(len, parts.values()))
+    return max(1.4 + panel * len(columns), 4.6), 1.3 + 0.21 * lines + 0.3 * len(parts)
+
+
+def _mean(summary: Summary, row: Row, column: Column) -> str | Number:
+    """What stands beside the dots of a row."""
+    group = summary.group(row, column)
+    if not group.done:
+        return verdict(group) if group.failed else ""
+    mean = 100 * group.spread("final_test_acc").mean
+    return Number(f"{mean:.1f}", flags(group, summary.control(row, column)))
+
+
+def _draw_dots(
+    axes: Axes,
+    summary: Summary,
+    rows: Sequence[Row],
+    column: Column,
+    looks: Mapping[str, Style],
+    texts: Sequence[str],
+) -> None:
+    """Fill one panel of the overview."""
+    axes.axvline(100 * chance(summary), color=GREY, linestyle=":", linewidth=1)
+    control = summary.control(rows[0], column).spread("final_test_acc")
+    if control.n:
+        axes.axvline(100 * control.mean, color="#000000", linestyle=(0, (4, 2)), linewidth=0.7)
+    for place, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        values = [100 * record["final_test_acc"] for record in summary.group(row, column).done]
+        colour = looks[summary.method_label(row)].colour
+        axes.plot(values, [place] * len(values), "o", color=colour, markersize=3.5, alpha=0.6)
+        if values:
+            mean = sum(values) / len(values)
+            axes.plot([mean], [place], "|", color=colour, markersize=10, markeredgewidth=2)
+        beside = axes.get_yaxis_transform()
+        axes.text(1.02, place, text, color=GREY, fontsize=7, va="center", transform=beside)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [""] * len(rows))
+    axes.tick_params(axis="y", length=0)
+
+
+def entitle(figure: Figure, summary: Summary, title: str, notes: Iterable[str] = ()) -> None:
+    """The title above, the scale below: a picture that is copied takes its scale along."""
+    caption_figure(figure, f"{summary.context.dataset} · {title}", [*scale(summary), *notes])
+
+
+def caption_figure(figure: Figure, title: str, notes: Iterable[str]) -> None:
+    """A title above and notes below; where these are long the figure grows by their height."""
+    figure.suptitle(title, fontsize=9)
+    width = int(figure.get_figwidth() * LETTERS_PER_INCH)
+    lines = textwrap.wrap(" ".join(notes), width, break_on_hyphens=False)
+    figure.supxlabel("\n".join(lines), fontsize=6.5, color=GREY, x=0.01, ha="left")
+    longer = max(len(lines) - USUAL_LINES, 0)
+    figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * longer)
+
+
+def _thinned(summary: Summary) -> list[str]:
+    """What to know of the points before the last, if they were measured on fewer images."""
+    images = summary.context.settings.get("curve_images")
+    return [] if images is None else [f"Test points before the last epoch: {images} images."]
+
+
+@contextmanager
+def plain_style() -> Iterator[None]:
+    """Matplotlib's own defaults and few departures, whatever the user's files say."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {
+                "font.size": 8,
+                "axes.titlesize": 8,
+                "axes.labelsize": 8,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.linewidth": 0.6,
+                "axes.grid": True,
+                "axes.axisbelow": True,
+                "grid.color": "#E6E6E6",
+                "grid.linewidth": 0.5,
+                "xtick.labelsize": 7,
+                "ytick.labelsize": 7,
+                # A label is never mathematics, even if a file name in it has dollar signs.
+                "text.parse_math": False,
+                # Text stays text in a PDF.
+                "pdf.fonttype": 42,
+            }
+        )
+        yield
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as PNG and PDF, without dates, so that equal figures are equal files.
+
+    Args:
+        figure: what to write.
+        stem: the path without its ending.
+    """
+    metadata = {
+        "png": {"Software": None},
+        "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+    }
+    files = []
+    for ending, facts in metadata.items():
+        file = stem.with_name(f"{stem.name}.{ending}")
+        with plain_style():
+            write_with(
+                file,
+                lambda out, ending=ending, facts=facts: figure.savefig(
+                    out, format=ending, dpi=DPI, metadata=facts
+                ),
+            )
+        # The layout was found for the first format; the other takes it as it is.
+        figure.set_layout_engine("none")
+        files.append(file)
+    return files

@@ -1,0 +1,1 @@
+"""From a grid to records: what is planned, how it is shared out among processes, and the work."""
