@@ -8,15 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.component import (
-    Spec,
-    build,
-    canonical,
-    coerce,
-    parse,
-    parse_one,
-    split,
-)
+from bench.component import Spec, build, canonical, coerce, parse, parse_one, split
 from bench.errors import UsageError
 from bench.registry import ARCHS, METHODS, RECIPES, REGISTRIES, Registry, load_plugin
 from bench.store import key_of

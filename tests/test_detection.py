@@ -21,10 +21,11 @@ from bench.reports.detection import (
     roc_figures,
     suspicion,
 )
+from bench.reports.notes import SMALL_SCALE
 from bench.reports.plots import save_figure
 from bench.reports.report import write_report
 from bench.reports.summary import Summary, summarise
-from bench.reports.tables import MISSING, SMALL_SCALE
+from bench.reports.table import MISSING
 from tests.invented import record
 from tests.test_reports import write_records
 

@@ -44,7 +44,8 @@ from bench.reports.flags import (
 from bench.reports.heatmap import heatmaps
 from bench.reports.plots import overview_figure
 from bench.reports.summary import Group, Summary, summarise
-from bench.reports.tables import Table, all_tables, details_table, main_table
+from bench.reports.table import Table
+from bench.reports.tables import all_tables, details_table, main_table
 from tests.invented import record
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"

@@ -38,6 +38,9 @@ ROOMS = {
     "reports": [
         {"summary"},
         {"flags"},
+        {"table"},
+        {"cells"},
+        {"notes"},
         {"tables"},
         {"claims", "axes", "class_tables", "defense_tables", "plots"},
         {"axis_plots", "thumbnails", "heatmap", "detection"},

@@ -18,6 +18,7 @@ from PIL import Image
 from bench import record as records_of
 from bench.errors import UsageError
 from bench.reports.flags import LOW_TRAINING
+from bench.reports.notes import SMALL_SCALE
 from bench.reports.plots import (
     brief,
     curve_figures,
@@ -28,14 +29,8 @@ from bench.reports.plots import (
 )
 from bench.reports.report import write_report
 from bench.reports.summary import Context, Summary, summarise
-from bench.reports.tables import (
-    SMALL_SCALE,
-    TERMINAL_WIDTH,
-    all_tables,
-    audit_table,
-    details_table,
-    main_table,
-)
+from bench.reports.table import TERMINAL_WIDTH
+from bench.reports.tables import all_tables, audit_table, details_table, main_table
 from bench.reports.thumbnails import amplified, thumbnail_sheet
 from tests.invented import ARCHS, AUDIT, REALISTIC, realistic, record
 

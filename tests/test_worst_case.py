@@ -34,10 +34,12 @@ from bench.reports.defense_tables import (
 )
 from bench.reports.flags import LOW_TRAINING
 from bench.reports.heatmap import heatmaps
+from bench.reports.notes import SMALL_SCALE
 from bench.reports.plots import save_figure
 from bench.reports.report import write_report
 from bench.reports.summary import Summary, summarise
-from bench.reports.tables import MISSING, SMALL_SCALE, Table, main_table
+from bench.reports.table import MISSING, Table
+from bench.reports.tables import main_table
 from bench.stack import build_defense
 from bench.worst_case import AUTO, AUTO_FAST, SETS, expand, title_of, worst_case
 from tests.invented import record

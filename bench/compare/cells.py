@@ -19,7 +19,7 @@ from bench import record
 from bench.errors import UsageError
 from bench.record import CONTROL
 from bench.reports.summary import Column, Context, Record, Row, Spread
-from bench.reports.tables import MISSING
+from bench.reports.table import MISSING
 
 MOVED = 2.0
 """A difference of more standard errors than this is called a move."""

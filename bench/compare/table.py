@@ -22,8 +22,9 @@ from bench.compare.cells import (
 )
 from bench.compare.studies import StudyPair, study_lines
 from bench.record import CONTROL
+from bench.reports.cells import last_line, not_run
 from bench.reports.summary import Record, Spread, told_apart
-from bench.reports.tables import MISSING, Table, frame, last_line, machine, not_run
+from bench.reports.table import MISSING, Table, frame, machine
 
 SHOWN = 20
 """So many records that should be equal are named one by one."""

@@ -19,13 +19,8 @@ from bench.papers.tables import reasons_text, rounded, scale_text
 from bench.papers.targets import Claim, PaperTable
 from bench.reports.claims import CONFIDENCE, WORDS
 from bench.reports.flags import FLAGS, GRAVE, Flag, Number, flag_names, settle
-from bench.reports.tables import (
-    MISSING,
-    SMALL_SCALE,
-    Table,
-    frame,
-    machine,
-)
+from bench.reports.notes import SMALL_SCALE
+from bench.reports.table import MISSING, Table, frame, machine
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,11 @@ from bench.record import CONTROL
 from bench.reports.axes import axis_table, find_axes
 from bench.reports.detection import detection_table
 from bench.reports.flags import Number, flag_names, flags, settle
+from bench.reports.notes import scale
 from bench.reports.report import sample_sheet, write_tables
 from bench.reports.summary import Record, Row, Summary
-from bench.reports.tables import Table, frame, join, machine, main_table, scale
+from bench.reports.table import Table, frame, join, machine
+from bench.reports.tables import main_table
 from bench.running.estimate import plan_facts
 from bench.running.runner import run_session
 from bench.running.session import Session

@@ -34,15 +34,11 @@ from bench.papers.targets import PaperTable, Place, Target
 from bench.recipe import PUBLISHED
 from bench.record import CONTROL
 from bench.registry import METHODS
+from bench.reports.cells import last_line, not_run, verdict
 from bench.reports.claims import half_width
 from bench.reports.flags import GRAVE, Flag, flags
 from bench.reports.summary import PAPER_WIDTH, Group, Record, Spread
-from bench.reports.tables import (
-    MISSING,
-    last_line,
-    not_run,
-    verdict,
-)
+from bench.reports.table import MISSING
 
 SECONDS = "crafting_seconds"
 AGREES, DIFFERS, NAMED, UNDECIDED = "agrees", "differs", "differs, named", "undecided"

@@ -18,7 +18,7 @@ from bench.papers.statistics import statistics_table
 from bench.papers.tables import paper_table
 from bench.papers.targets import PaperTable, Place
 from bench.reports.report import write_tables
-from bench.reports.tables import join
+from bench.reports.table import join
 from bench.running.estimate import plan_facts
 from bench.running.estimate import text_of as grid_text
 from bench.running.runner import Outcome, run_session

@@ -19,8 +19,9 @@ from bench.papers.targets import PaperTable
 from bench.record import CONTROL
 from bench.reports.claims import CONFIDENCE, half_width
 from bench.reports.flags import FEW, FLAGS, Flag, Number, flag_names, flags_of_all, settle
+from bench.reports.notes import PEAK_NOTE, SMALL_SCALE
 from bench.reports.summary import Group, Record, Spread
-from bench.reports.tables import MISSING, PEAK_NOTE, SMALL_SCALE, Table, frame, machine
+from bench.reports.table import MISSING, Table, frame, machine
 
 FINAL = "final_test_acc"
 VICTIM, CRAFTING, BOTH = "victim", "crafting", "both"

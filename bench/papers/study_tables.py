@@ -17,8 +17,9 @@ from bench.reports.flags import (
     is_otherwise,
     settle,
 )
+from bench.reports.notes import SMALL_SCALE
 from bench.reports.summary import Record, Spread
-from bench.reports.tables import SMALL_SCALE, Table, frame, machine
+from bench.reports.table import Table, frame, machine
 
 Named = Sequence[tuple[str, Record]]
 """Records of one study, each with what its figure calls its subject."""

@@ -11,14 +11,9 @@ from bench.papers.lookup import DOUBTFUL, SECONDS, Cells, Found, Scale, normal
 from bench.papers.targets import PaperTable
 from bench.reports.claims import CONFIDENCE
 from bench.reports.flags import Flag, Number, flag_names, settle
+from bench.reports.notes import SMALL_SCALE
 from bench.reports.summary import width_text
-from bench.reports.tables import (
-    MISSING,
-    SMALL_SCALE,
-    Table,
-    frame,
-    machine,
-)
+from bench.reports.table import MISSING, Table, frame, machine
 
 
 def paper_table(table: PaperTable, cells: Cells, scale: Scale) -> Table:

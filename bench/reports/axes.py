@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.files import slugify
 from bench.record import CLEAN_PART, CONTROL
+from bench.reports.cells import accuracy, cell_names, main_numbers
 from bench.reports.flags import Number, settle
+from bench.reports.notes import deviations, failures, over_seeds, scale
 from bench.reports.summary import (
     CONTROLS,
     PAPER_WIDTH,
@@ -30,18 +32,7 @@ from bench.reports.summary import (
     value_text,
     width_text,
 )
-from bench.reports.tables import (
-    MISSING,
-    Table,
-    accuracy,
-    cell_names,
-    deviations,
-    failures,
-    frame,
-    main_numbers,
-    over_seeds,
-    scale,
-)
+from bench.reports.table import MISSING, Table, frame
 
 if TYPE_CHECKING:
     import pandas as pd

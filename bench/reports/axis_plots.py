@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from bench.record import CLEAN_PART, CONTROL
 from bench.reports.axes import CLEAN_PART_NOTE, EPSILON, POISON_RATIO, Axis, Line, Value
+from bench.reports.cells import verdict
 from bench.reports.flags import Number, flags, settle
+from bench.reports.notes import chance
 from bench.reports.plots import (
     CONTROL_STYLES,
     GREY,
@@ -23,7 +25,6 @@ from bench.reports.plots import (
     styles_of,
 )
 from bench.reports.summary import Column, Group, Spread
-from bench.reports.tables import chance, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,8 +21,9 @@ from typing import Any
 
 from bench.errors import UsageError
 from bench.reports.flags import Flag, Number, flag_names, flags, settle
+from bench.reports.notes import scale
 from bench.reports.summary import Spread, Summary
-from bench.reports.tables import MISSING, Table, scale
+from bench.reports.table import MISSING, Table
 
 CONFIDENCE = 0.95
 FILE = "claims.toml"

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from bench.reports.cells import cell_names, row_heads, row_names
 from bench.reports.flags import Number, flag_names, flags, settle
+from bench.reports.notes import over_seeds, scale, usual_seeds
 from bench.reports.summary import Group, Record, Spread, Summary
-from bench.reports.tables import (
-    MISSING,
-    Table,
-    cell_names,
-    frame,
-    machine,
-    over_seeds,
-    percent,
-    row_heads,
-    row_names,
-    scale,
-    usual_seeds,
-)
+from bench.reports.table import MISSING, Table, frame, machine, percent
 
 
 def class_tables(summary: Summary) -> list[Table]:

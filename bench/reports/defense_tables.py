@@ -15,25 +15,11 @@ from functools import cached_property
 from typing import Any
 
 from bench.record import CONTROL
+from bench.reports.cells import accuracy, cell_names, verdict
 from bench.reports.flags import Flag, Number, flag_names, flags, flags_of_all, settle
+from bench.reports.notes import chance, defense_notes, failures, over_seeds, scale, usual_seeds
 from bench.reports.summary import CONTROLS, Column, Group, Row, Spread, Summary
-from bench.reports.tables import (
-    MISSING,
-    Table,
-    accuracy,
-    cell_names,
-    chance,
-    defense_notes,
-    failures,
-    frame,
-    hundredths,
-    machine,
-    over_seeds,
-    percent,
-    scale,
-    usual_seeds,
-    verdict,
-)
+from bench.reports.table import MISSING, Table, frame, hundredths, machine, percent
 from bench.worst_case import WorstCase, title_of, worst_case
 
 Name = tuple[str, str]

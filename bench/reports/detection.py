@@ -14,26 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.record import CONTROL
+from bench.reports.cells import cell_names, row_heads, row_names, verdict
 from bench.reports.flags import Flag, Number, flag_names, flags, flags_of_all, settle
+from bench.reports.notes import PEAK_NOTE, failures, over_seeds, scale, usual_seeds
 from bench.reports.plots import COLOURS, DASHES, GREY, brief, entitle, plain_style
 from bench.reports.summary import CONTROLS, Column, Group, Record, Row, Spread, Summary
-from bench.reports.tables import (
-    MISSING,
-    PEAK_NOTE,
-    Table,
-    cell_names,
-    failures,
-    frame,
-    hundredths,
-    machine,
-    over_seeds,
-    percent,
-    row_heads,
-    row_names,
-    scale,
-    usual_seeds,
-    verdict,
-)
+from bench.reports.table import MISSING, Table, frame, hundredths, machine, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

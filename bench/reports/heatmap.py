@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from bench.reports.cells import verdict
 from bench.reports.defense_tables import KNOWS, NOTHING, ONE_SEED, ONE_SEED_NOTE, Board, Line
 from bench.reports.flags import Number, flags, settle
 from bench.reports.plots import GREY, brief, entitle, plain_style
 from bench.reports.summary import CONTROLS, Column, Group, Spread, Summary
-from bench.reports.tables import MISSING, verdict
+from bench.reports.table import MISSING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

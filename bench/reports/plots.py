@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from bench.files import write_with
 from bench.record import CLEAN_PART, CONTROL
+from bench.reports.cells import verdict
 from bench.reports.flags import Number, flags, settle
+from bench.reports.notes import chance, scale
 from bench.reports.summary import Column, Group, Row, Summary
-from bench.reports.tables import chance, scale, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,8 @@ from bench.reports.class_tables import class_tables
 from bench.reports.defense_tables import defense_tables, told_tables
 from bench.reports.detection import holdout_tables, roc_figures
 from bench.reports.summary import Context, Row, Summary, summarise
-from bench.reports.tables import Table, all_tables, details_table, join, main_table
+from bench.reports.table import Table, join
+from bench.reports.tables import all_tables, details_table, main_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,13 +13,7 @@ from bench.component import build, canonical, parse_one
 from bench.errors import UsageError
 from bench.grid import Cell, CraftJob, SurrogateJob, TrainingData
 from bench.method import Method
-from bench.network import (
-    PASSES_PER_GRADIENT,
-    PASSES_PER_TRAINING_STEP,
-    Arch,
-    Precision,
-    freeze,
-)
+from bench.network import PASSES_PER_GRADIENT, PASSES_PER_TRAINING_STEP, Arch, Precision, freeze
 from bench.registry import ARCHS, METHODS
 from bench.store import Artifact, Store, key_of
 from bench.study import StudyJob
