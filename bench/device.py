@@ -13,6 +13,7 @@ from typing import get_args
 
 import torch
 
+from bench.bfloat16 import computes_bf16
 from bench.errors import UsageError
 from bench.network import Precision
 
@@ -56,17 +57,6 @@ def choose_precision(name: str, wish: str, device: torch.device) -> Precision:
         if name == known:
             return known
     raise UsageError(f"unknown precision '{name}'; there are: auto, fp32, tf32, bf16")
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there, not merely emulated."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    # No public name exists for these two; without them the answer is a slower, safe no.
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 def configure(

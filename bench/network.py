@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bench.bfloat16 import casting
 from bench.component import Component, setting
 from bench.recipe import Recipe
 
@@ -75,10 +76,9 @@ class Network(nn.Module):
         normalised = (images - self.mean) / self.std
         return self.body(normalised.to(self.head.weight.dtype))
 
-    def _casting(self, images: Tensor) -> AbstractContextManager[object]:
-        # A frozen network holds bfloat16 weights and needs no casting.
-        wanted = self.precision == "bf16" and self.head.weight.dtype == torch.float32
-        return torch.autocast(images.device.type, torch.bfloat16, enabled=wanted)
+    def _casting(self, images: Tensor) -> AbstractContextManager[None]:
+        held = self.head.weight.dtype == torch.bfloat16  # of a frozen network
+        return casting(images.device, self.precision == "bf16", held)
 
 
 @dataclass(frozen=True)

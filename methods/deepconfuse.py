@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bench.bfloat16 import casting
 from bench.component import setting
 from bench.crafting import Crafting
 from bench.data import ImageDataset, chunks
@@ -292,8 +293,7 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, h, w) to (b, 3, h, w) float32, of any sign and size."""
-        wanted = self._precision == "bf16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=wanted):
+        with casting(images.device, self._precision == "bf16"):
             x, seen = images, []
             for level, block in enumerate(self.down):
                 x = block(F.avg_pool2d(x, 2) if level else x)
