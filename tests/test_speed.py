@@ -13,6 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bench import bfloat16
+from bench.bfloat16 import RoundedLayers
 from bench.data import ImageDataset
 from bench.network import freeze
 from bench.recipe import Recipe
@@ -205,3 +207,27 @@ def test_costs_of_defenses_are_times_of_plain_training() -> None:
     text = [what for what, *_ in command.rows({"defenses": {"defenses": found}})]
     assert text[0] == "training under none (declared 1.0 x)"
     assert "training under at-linf:steps=3 (declared 3.0 x)" in text
+
+
+@pytest.mark.slow
+def test_rounding_is_compared_with_pytorchs_own_kernels(monkeypatch) -> None:
+    once, machine, used = dataclasses.replace(BENCH, rounds=1), [], set()
+    monkeypatch.setattr(bfloat16, "computes_bf16", lambda device: bool(machine))
+
+    def layers() -> RoundedLayers:
+        used.add(bfloat16.computes_bf16(CPU))
+        return RoundedLayers()
+
+    monkeypatch.setattr(bfloat16, "RoundedLayers", layers)
+    found = sections.rounding(once, 0.05, 16, 48)
+    assert used == {False}, "PyTorch's kernels were timed with rounded operands"
+    assert found["images_per_second"].keys() == {"ours", "pytorch", "fp32"}
+    text = [what for what, *_ in command.rows({"rounding": found})]
+    assert text[0] == "bf16 by float32 kernels on rounded operands: images a second"
+    assert text[1].startswith("  against PyTorch's kernels (")
+    assert text[2].startswith("  against fp32 (")
+
+    machine.append("has the instructions")
+    text = [what for what, *_ in command.rows({"rounding": sections.rounding(once, 0.05, 16, 48)})]
+    assert text[0] == "bf16 by PyTorch's kernels: images a second"
+    assert used == {False}

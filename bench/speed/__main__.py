@@ -135,6 +135,7 @@ def _long(bench: Bench, splits: Splits) -> dict[str, Callable[[], Any]]:
     many = 20 if bench.device.type == "cuda" else 1
     return {
         "defenses": lambda: sections.defenses(bench, 0.25, 64, 320 * many),
+        "rounding": lambda: sections.rounding(bench, 0.25, 64, 128 * many),
         "accuracy": lambda: _accuracies(bench, splits),
     }
 
@@ -193,6 +194,12 @@ def rows(found: dict[str, Any]) -> list[Row]:
             ratio(f"training under {name} (declared {one['declared']:.1f} x)", one["cost"], None)
             if one["prepare_seconds"] > 0.01:
                 row("  preparation of 1000 images", f"{one['prepare_seconds']:.2f} s")
+    if part := found.get("rounding"):
+        speed, kernels = part["images_per_second"], part["instructions"]
+        how = "PyTorch's kernels" if kernels else "float32 kernels on rounded operands"
+        row(f"bf16 by {how}: images a second", f"{speed['ours']:.0f}")
+        for other, name in (("pytorch", "PyTorch's kernels"), ("fp32", "fp32")):
+            ratio(f"  against {name} ({speed[other]:.0f})", part["times"][other], None)
     if part := found.get("agreement"):
         steps = part["share_by_step"]
         what = f"signs of {part['precision']} like {part['against']}'s, by step"

@@ -15,10 +15,12 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from bench import bfloat16
 from bench.component import build, parse_one
 from bench.crafting import Crafting
 from bench.data import ImageDataset
@@ -312,6 +314,30 @@ def agreement(bench: Bench, steps: int = 8, images: int = 100) -> dict[str, Any]
         "share_by_step_weighted": weighted,
         "equal_at_the_end": float((apart < 0.5).float().mean()),
         "levels_apart_at_the_end": float(apart.mean()),
+    }
+
+
+def rounding(bench: Bench, width: float, batch_size: int, images: int) -> dict[str, Any]:
+    """What bfloat16 costs in training on this machine: our way, PyTorch's own kernels, float32."""
+
+    def by_pytorch() -> float:
+        with patch.object(bfloat16, "computes_bf16", return_value=True):
+            return theirs()
+
+    rounded, exact = (dataclasses.replace(bench, fast=fast) for fast in ("bf16", "fp32"))
+    theirs = our_training(rounded, width, batch_size, images)
+    contenders: dict[str, Contender] = {
+        "ours": our_training(rounded, width, batch_size, images),
+        "pytorch": by_pytorch,
+        "fp32": our_training(exact, width, batch_size, images),
+    }
+    rates = take_turns(contenders, bench.device, bench.rounds)
+    return {
+        "width": width,
+        "batch_size": batch_size,
+        "instructions": bfloat16.computes_bf16(bench.device),
+        "images_per_second": _medians(rates),
+        "times": {name: _ratio(rates, "ours", name) for name in ("pytorch", "fp32")},
     }
 
 
