@@ -44,6 +44,7 @@ from bench.reports.flags import (
     FEW,
     GRAVE,
     LOW_TRAINING,
+    NO_CONTROL,
     ONE_CLASS,
     OTHERWISE,
     WEAK_CONTROL,
@@ -138,6 +139,9 @@ def test_tolerances_follow_the_published_value() -> None:
     for table in TABLES:
         for *_, target in table.cells():
             if target.published is None or "AVATAR" in target.missing:
+                continue
+            if "ueraser" in target.place.defense:  # depends on versions: a loose band
+                assert target.tolerance == 5
                 continue
             assert target.tolerance == (2 if target.published < 20 else 4)
     edge = [t for line in table_of("apbench:leaderboard").targets for t in line if t]
@@ -349,14 +353,24 @@ def invented(scale: Scale, place: Place, seed: int, test: float, **more: Any) ->
 
 
 def filled(label: str, scale: Scale, accuracies: dict[tuple[str, str], list[float]]) -> list[dict]:
+    """Records of these cells, and at a paper's scale sound controls where none are given."""
     table = table_of(label)
-    return [
-        invented(scale, target.place, seed, value / 100)
-        for row, column, target in table.cells()
-        for seed, value in enumerate(
-            accuracies.get((table.row_names[row], table.columns[column]), [])
-        )
-    ]
+    made, alone = [], set()
+    for row, column, target in table.cells():
+        place = target.place
+        values = accuracies.get((table.row_names[row], table.columns[column]), [])
+        made += [invented(scale, place, seed, v / 100) for seed, v in enumerate(values)]
+        if values:
+            alone.add(Place(place.dataset, "clean", None, place.defense, place.arch))
+    there = {(one["dataset"], one["defense_label"], one["arch_label"]) for one in made if is_clean(one)}
+    for place in sorted(alone, key=str) if scale.is_paper else []:
+        if (place.dataset, place.defense, scale.wanted(place).arch_label) not in there:
+            made += [invented(scale, place, seed, 0.95) for seed in range(3)]
+    return made
+
+
+def is_clean(one: dict[str, Any]) -> bool:
+    return one["method"] == "clean"
 
 
 TABLE6 = {
@@ -387,14 +401,15 @@ def test_a_table_at_paper_scale_is_judged() -> None:
     made = paper_table(table, cells, PAPER)
     lines = [line.split() for line in made.text().splitlines()]
     assert ["AdvPoison", "published", "6.25", "11.94", "6.55", "15.86"] in lines
-    assert ["ours", "6.2", "±", "0.5", "–", "10.2", "±", "0.5", "19.5", "±", "1.2"] in lines
+    # What a control reaches without defense is known, under mixup and random noise it is not.
+    assert ["ours", "6.2", "±", "0.5", "–", "10.2", "±", "0.5!", "19.5", "±", "1.2!"] in lines
     assert ["sd", "(n)", "0.2", "(3)", "0.2", "(3)", "0.5", "(3)"] in lines
-    assert ["difference", "−0.05", "+3.65", "+3.64"] in lines
-    assert ["ours", "6.5", "±", "5.7", "–", "–", "10.0*"] in lines
+    assert ["difference", "−0.05", "+3.65!", "+3.64!"] in lines
+    assert ["ours", "6.5", "±", "5.7", "–", "–", "10.0!*"] in lines
     numbers = made.numbers.set_index(["row", "column"])
     assert numbers.loc[("AdvPoison", "mixup"), "ci95_low"] == pytest.approx(19.5 - 1.2421, abs=1e-3)
     assert numbers.loc[("AdvPoison", "mixup"), "seeds"] == "0 1 2"
-    assert numbers.loc[("SEP-FA-VR", "mixup"), "flags"] == "few-seeds"
+    assert numbers.loc[("SEP-FA-VR", "mixup"), "flags"] == "unchecked-control few-seeds"
     text = " ".join(made.text().split())
     assert 'random noise: "variance 8/255" may be' in text
     quoted = "AdvPoison: quoted (Fowl et al., another victim recipe), from victims that were"
@@ -408,8 +423,9 @@ DOUBTS: dict[Flag, dict[str, Any]] = {
     LOW_TRAINING: {"final_train_acc": 0.4},
     OTHERWISE: {"precision": "bf16"},
     WEAK_CONTROL: {},
+    NO_CONTROL: {},
 }
-"""What in its records forbids a verdict on a number; the last is said of its control."""
+"""What in its records forbids a verdict on a number; the last two are said of its control."""
 
 
 def test_every_grave_doubt_is_tried() -> None:
@@ -421,7 +437,8 @@ def test_every_grave_doubt_is_tried() -> None:
 def test_a_doubtful_number_gets_no_plain_verdict(flag, values) -> None:
     table = table_of("sep:table6")
     known = 0.6 if flag is WEAK_CONTROL else 0.945  # 94.56 is known
-    records = [invented(PAPER, table.targets[0][0].place, seed, known) for seed in range(3)]
+    controls = () if flag is NO_CONTROL else range(3)
+    records = [invented(PAPER, table.targets[0][0].place, seed, known) for seed in controls]
     records += [
         invented(PAPER, table.targets[2][0].place, seed, value / 100, **DOUBTS.get(flag, {}))
         for seed, value in enumerate(values)
@@ -471,6 +488,18 @@ def test_a_reason_holds_of_its_own_cells_alone() -> None:
     assert verdicts == {"none": NAMED, "gray": DIFFERS, "JPEG-10": "not run"}
     text = " ".join(paper_table(table, cells, scale).text().split())
     assert "Named beforehand: NTGA on none: 42.46 here, 12.87 to 33.29 everywhere else." in text
+
+
+def test_what_departs_from_the_paper_below_its_scale_is_told() -> None:
+    """Numbers of a light recipe stand beside the paper's steps, so that theirs must be told."""
+    table = table_of("sep:table4")
+    made = filled("sep:table4", QUICK, {(m, "VGG16"): [50.0] for m in ("SEP", "AdvPoison")})
+    text = " ".join(paper_table(table, look_up(table, made, QUICK), QUICK).text().split())
+    assert "Ours of SEP: checkpoints 5 (paper 15), steps 8 (paper 30)" in text
+    assert "Ours of AdvPoison: steps 40 (paper 250), restarts" in text
+    assert "Ours of Ensemble" not in text  # there is none
+    full = filled("sep:table4", PAPER, {("SEP", "VGG16"): [50.0]})
+    assert "Ours of" not in paper_table(table, look_up(table, full, PAPER), PAPER).text()
 
 
 def test_another_papers_recipe_is_a_reason_named_beforehand() -> None:
@@ -803,20 +832,37 @@ def test_claims_hold_or_not_or_are_undecided() -> None:
     below = "every protection lies below clean and sham"
     methods = ("AdvPoison", "Ensemble", "SEP", "SEP-FA", "SEP-FA-VR")
     whole = {(m, "ResNet18"): [30.0 + i, 30.2 + i, 30.4 + i] for i, m in enumerate(methods)}
-    whole |= {(c, "ResNet18"): [60.0, 60.2, 60.4] for c in ("clean", "sham")}
-    found = claims(whole, QUICK)
-    assert found[below, "ResNet18"].holds is True
-    assert found[below, "ResNet18"].floor == pytest.approx(60.2 - 0.4968, abs=1e-3)
-    assert found[below, "ResNet18"].highest == "SEP-FA-VR"
-    assert found["SEP-FA lies below SEP", "ResNet18"].holds is False  # 33.2 above 32.2
-    assert (below, "VGG16") not in found
-    wide = whole | {("SEP-FA", "ResNet18"): [29.0, 32.0, 35.0]}
-    assert claims(wide, QUICK)["SEP-FA lies below SEP", "ResNet18"].holds is None
+    whole |= {(c, "ResNet18"): [60.0, 60.4, 60.2] for c in ("clean", "sham")}
+    found = claims(whole, QUICK)[below, "ResNet18"]
+    assert found.holds is True
+    # 60 60.4 60.2 less 34 34.2 34.4 is 26 26.2 25.8, seed by seed.
+    assert (found.gap.above, found.gap.below) == ("clean", "SEP-FA-VR")
+    assert found.gap.difference.mean == pytest.approx(26)
+    assert found.gap.low == pytest.approx(26 - T3 * 0.2 / math.sqrt(3), abs=1e-3)
+    assert (below, "VGG16") not in claims(whole, QUICK)
+    wide = whole | {("SEP", "ResNet18"): [30.0, 60.0, 90.0]}
+    assert claims(wide, QUICK)[below, "ResNet18"].holds is None
+    high = whole | {("SEP", "ResNet18"): [70.0, 70.2, 70.4]}
+    assert claims(high, QUICK)[below, "ResNet18"].holds is False
     one = whole | {("SEP", "ResNet18"): [30.0]}
-    assert claims(one, QUICK)["SEP-FA lies below SEP", "ResNet18"].holds is None
+    assert claims(one, QUICK)[below, "ResNet18"].holds is None
     part = {key: value for key, value in whole.items() if key[0] != "Ensemble"}
     assert claims(part, QUICK)[below, "ResNet18"].holds is None
     assert claims(part, QUICK)[below, "ResNet18"].absent == ("Ensemble",)
+
+
+def test_claims_are_judged_by_differences_of_equal_seeds() -> None:
+    """Victims that vary by ten points from seed to seed, each three below clean."""
+    below = "every protection lies below clean and sham"
+    clean = [50.0, 60.0, 70.0]
+    lines = {(name, "VGG16"): clean for name in ("clean", "sham")}
+    for name in ("AdvPoison", "Ensemble", "SEP", "SEP-FA", "SEP-FA-VR"):
+        lines[name, "VGG16"] = [value - 3 for value in clean]
+    assert claims(lines, QUICK)[below, "VGG16"].holds is True
+    equal = lines | {("SEP", "VGG16"): clean}
+    assert claims(equal, QUICK)[below, "VGG16"].holds is None
+    mixed = lines | {("SEP", "VGG16"): [67.0, 57.0, 47.0]}  # the same values of other seeds
+    assert claims(mixed, QUICK)[below, "VGG16"].holds is None
 
 
 def test_claims_over_columns_and_parts() -> None:
@@ -826,14 +872,33 @@ def test_claims_over_columns_and_parts() -> None:
     )
     archs = ("ResNet18", "SENet18", "VGG16", "DenseNet121", "GoogLeNet")
     line = {("SEP", a): [50.0, 50.2, 50.4] if a == "VGG16" else [20, 20.2, 20.4] for a in archs}
-    assert claims(line, QUICK)[hardest, "SEP"].holds is True
+    assert claims(line, PAPER)[hardest, "SEP"].holds is True
     names = ("AdvPoison", "SEP", "SEP-FA", "SEP-FA-VR")
     rows = {(n, "ResNet18"): [19.0, 19.2, 19.4] for n in names}
-    rows["AdvPoison", "ResNet18"] = [41.0, 41.2, 41.4]  # half of 41.2 - 0.5 is 20.35 > 19.7
+    rows["AdvPoison", "ResNet18"] = [41.0, 41.2, 41.4]  # half of it is 20.5 and more
     assert claims(rows, PAPER)[half, "ResNet18"].holds is True
     rows["AdvPoison", "ResNet18"] = [30.0, 30.2, 30.4]
     assert claims(rows, PAPER)[half, "ResNet18"].holds is False
-    assert (half, "ResNet18") not in claims(rows, QUICK)  # a figure, not an order
+
+
+@pytest.mark.parametrize("label", ["sep:table4", "sep:table6"])
+def test_what_means_nothing_at_small_scale_is_named_and_not_judged(label: str) -> None:
+    """A bare figure, an order inside a family, architectures that differ on clean images too."""
+    table = table_of(label)
+    lines = {
+        (name, column): [30.0, 30.2, 30.4] for name in table.row_names for column in table.columns
+    }
+    large = [one.says for one in table.claims if one.needs_paper]
+    assert large
+    assert len(large) < len(table.claims)
+    for scale in (QUICK, PAPER):
+        cells = look_up(table, filled(label, scale, lines), scale)
+        found = judgements(table, cells, scale)
+        says = {one.claim.says for one in found}
+        assert says.isdisjoint(large) == (scale is QUICK)
+        notes = paper_claims_table(table, found, cells, scale).notes
+        told = f"Judged at the paper's scale only: {'; '.join(large)}."
+        assert (told in notes) == (scale is QUICK)
 
 
 def judged_claims(
@@ -858,25 +923,26 @@ RANKED = {
     },
 }
 """Of Table 4's column, each a point below the one before."""
-BELOW, FA = "every protection lies below clean and sham", "SEP-FA lies below SEP"
+BELOW = "every protection lies below clean and sham"
 OUTSIDE = {"audit": {"within_budget": False}}
 
 
 def test_what_broke_its_bound_holds_nothing() -> None:
-    found, made = judged_claims(RANKED, {"SEP-FA": OUTSIDE})
     assert judged_claims(RANKED, {})[0][BELOW].verdict == "holds"
-    assert {found[says].verdict for says in (BELOW, FA)} == {DOUBTFUL}
-    lines = made.cells.set_index("claim")
-    assert lines.loc[FA, "below"] == "27.7# (SEP-FA)"
-    assert lines.loc[FA, "above"] == "27.7 (SEP)"
-    assert "#" not in lines.loc[BELOW, "below"]  # another's is the highest end
-    numbers = made.numbers.set_index("claim")
-    told = ["doubtful", "above_flags", "below_flags", "flags"]
-    assert numbers.loc[FA, told].tolist() == ["SEP-FA", "", BROKEN.name, BROKEN.name]
-    assert numbers.loc[BELOW, told].tolist() == ["SEP-FA", "", "", BROKEN.name]
-    assert set(numbers["verdict"]) == {DOUBTFUL}
-    assert f"#: {BROKEN.note}" in made.notes
-    assert "Doubtful: SEP-FA on ResNet18: broken-bound (#)." in made.notes
+    for name in ("SEP-FA", "AdvPoison"):
+        found, made = judged_claims(RANKED, {name: OUTSIDE})
+        assert found[BELOW].verdict == DOUBTFUL
+        # AdvPoison is nearest to clean: 30 points, the same for each seed.
+        shown = made.cells.set_index("claim").loc[BELOW, "difference"]
+        marked = "#" if name == "AdvPoison" else ""
+        assert shown == f"30.0 to 30.0{marked} (clean − AdvPoison)"
+        numbers = made.numbers.set_index("claim").loc[BELOW]
+        assert numbers["doubtful"] == name
+        assert numbers["flags"] == BROKEN.name
+        assert numbers["gap_flags"] == (BROKEN.name if marked else "")
+        assert numbers["verdict"] == DOUBTFUL
+        assert (f"#: {BROKEN.note}" in made.notes) == bool(marked)
+        assert f"Doubtful: {name} on ResNet18: broken-bound (#)." in made.notes
 
 
 def test_sound_numbers_decide_against_a_claim_all_the_same() -> None:
@@ -894,11 +960,11 @@ def test_claims_over_columns_name_the_doubtful_cell() -> None:
     archs = ("ResNet18", "SENet18", "VGG16", "DenseNet121", "GoogLeNet")
     values = {("SEP", a): [50, 50.2, 50.4] if a == "VGG16" else [20, 20.2, 20.4] for a in archs}
     records = [
-        one | (OUTSIDE if one["arch"] == "vgg16" else {})
-        for one in filled("sep:table4", QUICK, values)
+        one | (OUTSIDE if one["arch"] == "vgg16" and one["method"] == "sep" else {})
+        for one in filled("sep:table4", PAPER, values)
     ]
-    cells = look_up(table, records, QUICK)
-    made = paper_claims_table(table, judgements(table, cells, QUICK), cells, QUICK)
+    cells = look_up(table, records, PAPER)
+    made = paper_claims_table(table, judgements(table, cells, PAPER), cells, PAPER)
     assert "Doubtful: SEP on VGG16: broken-bound (#)." in made.notes
 
 

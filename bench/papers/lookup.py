@@ -30,7 +30,7 @@ from bench.data import ImageDataset
 from bench.errors import NOT_RUN
 from bench.grid import Expansion, Grid, takes_epsilon
 from bench.method import Method
-from bench.papers.targets import PaperTable, Place, Target
+from bench.papers.targets import PAPER_SCALE, PaperTable, Place, Target
 from bench.recipe import PUBLISHED
 from bench.record import CONTROL
 from bench.registry import METHODS
@@ -75,7 +75,7 @@ class Wanted:
         return (
             record["poison_ratio"] == place.share
             and list(record.get("protected_classes") or ()) == list(classes)
-            and record["method_settings"] == self._fitted(record).settings()
+            and record["method_settings"] == self.method_settings(record)
         )
 
     @cached_property
@@ -93,15 +93,15 @@ class Wanted:
         """What tables call the architecture."""
         return self.expansion.archs[0][0]
 
-    def _fitted(self, record: Record) -> Method:
-        """The method with what it takes from the data, as far as a record tells."""
+    def method_settings(self, record: Record) -> dict[str, Any]:
+        """Of the method, with what it takes from the data, as far as a record tells."""
         small = self.expansion.source.title.startswith(("cifar", "svhn", "synthetic"))
         side = 32 if small else 224
         known = SimpleNamespace(classes=record["classes"], image_size=(side, side))
         data = cast(ImageDataset, known)
         # What somebody chose to protect, other than a data set's paper, changes no setting.
         usual = [record["classes"].index(name) for name in self.expansion.source.protected_classes]
-        return self.method.fitted(data, usual)
+        return self.method.fitted(data, usual).settings()
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,11 @@ class Scale:
     def is_of(self, table: PaperTable) -> bool:
         """Whether the recipe is that of a table's published victims."""
         return self.expansion.recipe.name == table.recipe
+
+    @cached_property
+    def full(self) -> Scale:
+        """The same at the scale of SEP, where every method has its paper's settings."""
+        return Scale(replace(self.base, recipe=PAPER_SCALE))
 
     @cached_property
     def _known(self) -> dict[Place, Wanted]:
@@ -199,6 +204,12 @@ class Found:
     def spread(self) -> Spread:
         """Mean, sample standard deviation and number of the values."""
         return Spread.of(self.values)
+
+    @cached_property
+    def by_seed(self) -> dict[int, float]:
+        """What the values are made of, by victim seed."""
+        measured_all = ((one["seed"], measured(one, self.target.measure)) for one in self.group.done)
+        return {seed: value for seed, value in measured_all if value is not None}
 
     @property
     def half(self) -> float:
@@ -304,7 +315,7 @@ def look_up(
         control = Group()
         if values and target.measure != SECONDS:
             control = group_of(Place(place.dataset, CONTROL, None, place.defense, place.arch))
-            doubts = flags(group, control, precision)
+            doubts = flags(group, control, precision, strict=scale.is_paper)
         found[row, column] = Found(
             target=target,
             group=group,

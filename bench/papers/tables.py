@@ -12,8 +12,8 @@ from bench.papers.targets import PaperTable
 from bench.reports.claims import CONFIDENCE
 from bench.reports.flags import Flag, Number, flag_names, settle
 from bench.reports.notes import SMALL_SCALE
-from bench.reports.summary import width_text
-from bench.reports.table import MISSING, Table, frame, machine
+from bench.reports.summary import value_text, width_text
+from bench.reports.table import MISSING, Table, decimals, frame, machine
 
 
 def paper_table(table: PaperTable, cells: Cells, scale: Scale) -> Table:
@@ -78,7 +78,7 @@ def _ours(one: Found | None, times: bool, judged_line: bool) -> str | Number:
     if not one.values:
         return MISSING if judged_line else one.absence
     half = one.half
-    text = _time(one.spread.mean) if times else f"{one.spread.mean:.1f}"
+    text = _time(one.spread.mean) if times else decimals(one.spread.mean, 1)
     if not math.isnan(half) and one.target.measure != SECONDS:
         text += f" ± {half:.1f}"
     return Number(text, one.flags)
@@ -102,7 +102,7 @@ def _our_mean(table: PaperTable, line: Line) -> list[str | Number]:
     if len(whole) != len(line):
         return [MISSING]
     mean = sum(one.spread.mean for one in whole) / len(whole)
-    return [Number(f"{mean:.1f}", {flag for one in whole for flag in one.flags})]
+    return [Number(decimals(mean, 1), {flag for one in whole for flag in one.flags})]
 
 
 def _points(value: float | None) -> str:
@@ -179,6 +179,7 @@ def _told(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
     if not scale.is_of(table) and not scale.is_paper:
         advice = f"; --recipe {table.recipe} is that of the published ones" if table.recipe else ""
         yield f"Ours are of recipe {scale.expansion.recipe_label}{advice}."
+    yield from _departures(table, cells, scale)
     yield from map(_sentence, table.quirks)
     kinds: list[tuple[str, Callable[[Found], Iterable[str]]]] = [
         ("", lambda one: one.target.quirks),
@@ -194,6 +195,20 @@ def _told(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
         for text, where in places.items():
             start = f"{kind}: " if kind else ""
             yield f"{start}{where_text(table, where, cells)}: {text.removesuffix('.')}."
+
+
+def _departures(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
+    """A line a row on how ours is crafted below the papers' scale otherwise than at it."""
+    found: dict[int, dict[str, str]] = defaultdict(dict)
+    for (row, _), one in cells.items() if not scale.is_paper else ():
+        for record in one.group.done:
+            full = scale.full.wanted(normal(one.target.place)).method_settings(record)
+            for name, ours in record["method_settings"].items():
+                if ours != full[name]:
+                    theirs = value_text(full[name], name)
+                    found[row][name] = f"{name} {value_text(ours, name)} (paper {theirs})"
+    for row, texts in found.items():
+        yield f"Ours of {table.row_names[row]}: {', '.join(texts.values())}."
 
 
 def reasons_text(doubts: Iterable[Flag]) -> list[str]:

@@ -29,6 +29,7 @@ and [[table4.cells]] with `rows` and `columns` adds them to single cells. A clai
     above = ["SEP"]                 heads of rows, judged in every column, or of columns, in every
     below = ["SEP-FA"]              row that `only` lists; with `under`, below that many percent,
     factor = 0.5                    and with `factor`, below this part of those above
+    scale = "paper"                 judged at that scale only, as those with `under` or `factor` are
 
 Nothing here knows a method: whether what is typed exists is for the registries to say.
 """
@@ -48,7 +49,7 @@ from bench.component import number
 from bench.errors import UsageError
 
 FOLDER = Path(__file__).resolve().parent
-ALL = "all"
+ALL, PAPER_SCALE = "all", "paper"
 LOW = 20.0
 """Percent, below which published values have the smaller tolerance."""
 MEASURES = ("final_test_acc", "own_acc", "next_acc", "crafting_seconds")
@@ -122,6 +123,8 @@ class Claim:
         only: heads of the columns, or rows, in which it is judged; none stand for all.
         factor: of those above, below this part of which the others must lie.
         under: percent, below which they must lie.
+        scale: "paper" for an order that means nothing below that scale, as inside a family of
+            methods, or between architectures that differ on clean images, too.
     """
 
     says: str
@@ -131,11 +134,12 @@ class Claim:
     only: tuple[str, ...]
     factor: float
     under: float | None
+    scale: str
 
     @property
-    def is_order(self) -> bool:
-        """Whether it means anything below the papers' scale: bare figures do not."""
-        return self.under is None and self.factor == 1
+    def needs_paper(self) -> bool:
+        """Whether it means nothing below the papers' scale, as bare figures do not."""
+        return self.scale == PAPER_SCALE or self.under is not None or self.factor != 1
 
 
 @dataclass(frozen=True)
@@ -538,7 +542,7 @@ def _place(said: list[Fields]) -> Place:
 
 
 def _claim(one: Fields, rows: Sequence[str], columns: Sequence[str]) -> Claim:
-    one.only("says", "above", "below", "only", "factor", "under")
+    one.only("says", "above", "below", "only", "factor", "under", "scale")
     above, below = one.texts("above", ()), one.texts("below")
     if not below or not (above or "under" in one) or ("under" in one and "factor" in one):
         raise UsageError(f"{one.where} needs below, and above or under")
@@ -547,6 +551,9 @@ def _claim(one: Fields, rows: Sequence[str], columns: Sequence[str]) -> Claim:
     for name in ("above", "below") if above else ("below",):
         _among(one, name, names)
     only = _among(one, "only", others) if "only" in one else ()
+    scale = one.text("scale", "")
+    if scale not in ("", PAPER_SCALE):
+        raise one.wrong("scale", f"'{PAPER_SCALE}', or left out")
     return Claim(
         says=one.text("says"),
         rows=of_rows,
@@ -555,4 +562,5 @@ def _claim(one: Fields, rows: Sequence[str], columns: Sequence[str]) -> Claim:
         only=only,
         factor=one.value("factor", 1.0),
         under=one.value("under") if "under" in one else None,
+        scale=scale,
     )

@@ -71,6 +71,18 @@ FAILED = Flag("failed-victims", "‡", "some victims failed; the mean is over th
 WEAK_CONTROL = Flag(
     "low-control", "§", "the clean control is below what it is known to reach under this recipe."
 )
+NO_CONTROL = Flag(
+    "no-control",
+    "?",
+    f"no victim on {CONTROL} images with the same architecture, recipe and defense is there to "
+    "show that training works.",
+)
+UNCHECKED = Flag(
+    "unchecked-control",
+    "!",
+    "what the clean control should reach under this recipe is not known for this architecture and "
+    "defense, so that nobody checked its training.",
+)
 ONE_CLASS = Flag(
     "class-collapse",
     "¶",
@@ -90,28 +102,37 @@ OTHERWISE = Flag(
 )
 FEW = Flag("few-seeds", "*", f"fewer than {FEW_SEEDS} victim seeds.")
 
-FLAGS = (BROKEN, LOW_TRAINING, FAILED, WEAK_CONTROL, ONE_CLASS, LINEAR, OTHERWISE, FEW)
+FLAGS = (BROKEN, LOW_TRAINING, FAILED, WEAK_CONTROL, NO_CONTROL, UNCHECKED)
+FLAGS += (ONE_CLASS, LINEAR, OTHERWISE, FEW)
 """In the order of their marks."""
-GRAVE = (BROKEN, LOW_TRAINING, WEAK_CONTROL, OTHERWISE)
+GRAVE = (BROKEN, LOW_TRAINING, WEAK_CONTROL, NO_CONTROL, OTHERWISE)
 """With one of these a number speaks neither for nor against what was published or claimed."""
 
 
-def flags(group: Group, control: Group, precision: str | None = None) -> list[Flag]:
+def flags(
+    group: Group, control: Group, precision: str | None = None, strict: bool = False
+) -> list[Flag]:
     """The doubts about a group of victims.
 
     Args:
         group: victims of one cell.
         control: those on clean images with the same architecture, recipe and defense.
         precision: of most of the table; None takes any.
+        strict: whether a control that is missing, or of which nothing is known, is a doubt: where
+            a number is to be compared with a published one. Elsewhere tables show that by
+            themselves.
     """
     done = group.done
     if not done:
         return []
+    standard = control if control.done else group
     found = {
         BROKEN: any(map(is_broken, done)),
         LOW_TRAINING: is_badly_trained(group, control),
         FAILED: bool(group.failed),
-        WEAK_CONTROL: is_weak(control if control.done else group),
+        WEAK_CONTROL: is_weak(standard),
+        NO_CONTROL: strict and not any(one["method"] == CONTROL for one in standard.done),
+        UNCHECKED: strict and bool(_controls(standard)) and lowest_of(standard) is None,
         ONE_CLASS: any(map(is_of_one_class, done)),
         LINEAR: any(map(is_separable, done)),
         OTHERWISE: any(is_otherwise(one, precision) for one in done),
@@ -246,15 +267,26 @@ def largest_prediction(record: Record) -> float:
 
 def is_weak(control: Group) -> bool:
     """Whether a control is below what is known of its like; unknown ones are not."""
-    done = [one for one in control.done if one["method"] == CONTROL and not one["holdout"]]
-    if not done:
-        return False
-    first = done[0]
-    lowest = lowest_controls().get(
-        (first["dataset"], first["recipe_label"], first["arch_label"], first["defense_label"])
-    )
-    mean = Group(tuple(done)).spread("final_test_acc").mean
+    lowest = lowest_of(control)
+    mean = Group(tuple(_controls(control))).spread("final_test_acc").mean
     return lowest is not None and not math.isnan(mean) and 100 * mean < lowest - 1e-9
+
+
+def lowest_of(control: Group) -> float | None:
+    """What a sound control of its kind reaches, in percent; None where that is not known."""
+    for first in _controls(control):
+        name, _, settings = first["recipe_label"].partition(":")
+        # How many test images the points of a curve are taken on changes no training.
+        told = [one for one in settings.split(",") if one and not one.startswith("curve_images=")]
+        recipe = ":".join([name, *([",".join(told)] if told else [])])
+        kind = (first["dataset"], recipe, first["arch_label"], first["defense_label"])
+        return lowest_controls().get(kind)
+    return None
+
+
+def _controls(group: Group) -> list[Record]:
+    """Victims on all clean images."""
+    return [one for one in group.done if one["method"] == CONTROL and not one["holdout"]]
 
 
 @cache

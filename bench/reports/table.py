@@ -131,8 +131,9 @@ def decimals(value: float | None, digits: int) -> str:
     """A number with so many digits after the point, or a dash where there is none."""
     if value is None or math.isnan(value):
         return MISSING
-    # Adding zero turns the "-0.0" of a tiny negative number into "0.0".
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+    # A tie must not fall by the dust of a sum, which depends on the units that it was taken in;
+    # adding zero turns the "-0.0" of a tiny negative number into "0.0".
+    return f"{round(round(value, 9), digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def frame(heads: list[str], lines: list[list[str]]) -> pd.DataFrame:
