@@ -106,7 +106,7 @@ def command(typed: dict[str, Any]) -> int:
     options = with_defaults(typed)
     if typed["describe"]:
         return show_description(typed["describe"], typed["json"])
-    if typed["paper"]:
+    if typed["paper"] is not None:
         return run_papers(options, typed)
     if typed["report_only"]:
         return show_report(_folder(options["results_dir"]), None, typed["json"])
@@ -311,6 +311,8 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
             print(f"error: {error}", file=sys.stderr)
             return FAILED
         print(f"{summary(ended.total)}, {core_seconds():.0f} core-seconds", file=sys.stderr)
+    elif not session.results.exists():
+        raise UsageError(f"{session.results} is not there; run --paper without --report-only first")
     report = paper.report_paper(session.results, tables, session.grid, ended.reasons)
     drawn = paper_figures.report_figures(session.results, figures, session.grid, ended.undrawn)
     for note in dict.fromkeys([*report.notes, *drawn.notes]):

@@ -23,6 +23,8 @@ MARKS = {CELLS: "method", STUDIES: "study"}
 """A field that every record of a room has, and none of the other."""
 DEEPEST = 100
 """Lists and dictionaries in each other; a record has a few."""
+SHARES = ("final_test_acc", "peak_test_acc", "final_train_acc")
+"""Fields that are accuracies, None where they are undefined."""
 CLEAN_PART = "clean-part"
 """The control of a partial protection: its victims are trained on the unprotected images alone."""
 
@@ -259,6 +261,8 @@ def check(record: Any, where: str, room: str = CELLS) -> None:
             raise UsageError(f"record {where} lacks '{name}'; delete it and the cell runs again")
         if not isinstance(record[name], types):
             raise UsageError(f"record {where}: '{name}' is a {type(record[name]).__name__}")
+        if name in SHARES and record[name] is not None and not 0 <= record[name] <= 1:
+            raise UsageError(f"record {where}: '{name}' {record[name]:g} is no share of 0 to 1")
 
 
 def read_all(

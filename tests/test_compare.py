@@ -426,6 +426,10 @@ def test_damaged_and_forged_records_are_named_and_left_out(tmp_path: Path, capsy
         "classes.json": json.dumps(made("ar") | {"protected_classes": [{}]}),
         "radius.json": json.dumps(made("tue") | {"budget": {"norm": "linf", "epsilon": "x"}}),
         "deep.json": "[" * 100_000,
+        "seed.json": json.dumps(made("hypo") | {"seed": 99}),
+        "method.json": json.dumps(made("ntga") | {"method": "sep"}),
+        "precision.json": json.dumps(made("rule") | {"precision": "fp32"}),
+        "percent.json": json.dumps(made("cuda") | {"final_test_acc": 7.3}),
     }
     for name, content in bad.items():
         (a / "cells" / name).write_text(content)

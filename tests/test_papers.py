@@ -362,15 +362,13 @@ def filled(label: str, scale: Scale, accuracies: dict[tuple[str, str], list[floa
         made += [invented(scale, place, seed, v / 100) for seed, v in enumerate(values)]
         if values:
             alone.add(Place(place.dataset, "clean", None, place.defense, place.arch))
-    there = {(one["dataset"], one["defense_label"], one["arch_label"]) for one in made if is_clean(one)}
+    there = {
+        (one["dataset"], one["defense_label"], one["arch_label"]) for one in made if is_clean(one)
+    }
     for place in sorted(alone, key=str) if scale.is_paper else []:
         if (place.dataset, place.defense, scale.wanted(place).arch_label) not in there:
             made += [invented(scale, place, seed, 0.95) for seed in range(3)]
     return made
-
-
-def is_clean(one: dict[str, Any]) -> bool:
-    return one["method"] == "clean"
 
 
 TABLE6 = {
@@ -495,8 +493,8 @@ def test_what_departs_from_the_paper_below_its_scale_is_told() -> None:
     table = table_of("sep:table4")
     made = filled("sep:table4", QUICK, {(m, "VGG16"): [50.0] for m in ("SEP", "AdvPoison")})
     text = " ".join(paper_table(table, look_up(table, made, QUICK), QUICK).text().split())
-    assert "Ours of SEP: checkpoints 5 (paper 15), steps 8 (paper 30)" in text
-    assert "Ours of AdvPoison: steps 40 (paper 250), restarts" in text
+    assert "Ours of SEP: steps 8 (paper 30), checkpoints 5 (paper 30), surrogate" in text
+    assert "Ours of AdvPoison: steps 40 (paper 250), surrogate" in text
     assert "Ours of Ensemble" not in text  # there is none
     full = filled("sep:table4", PAPER, {("SEP", "VGG16"): [50.0]})
     assert "Ours of" not in paper_table(table, look_up(table, full, PAPER), PAPER).text()
@@ -1235,3 +1233,21 @@ def test_files_are_written_in_every_format(tmp_path: Path) -> None:
     assert {f"paper-sep-table6-statistics.{ending}" for ending in endings} <= names
     assert r"\toprule" in (tmp_path / "tables" / "paper-sep-table6.tex").read_text()
     assert "| AdvPoison | published" in (tmp_path / "tables" / "paper-sep-table6.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--paper", ""], "--paper"),
+        (["--paper", "sep:table4", "--report-only", "--results-dir", "nowhere"], "is not there"),
+    ],
+)
+def test_nothing_asked_for_and_nothing_there_are_errors(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_bench.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "nowhere").exists()

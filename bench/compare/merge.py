@@ -18,6 +18,9 @@ from bench.reports.claims import FILE
 from bench.reports.summary import Record
 from bench.store import check_writable, key_of
 
+SORTED_BY = ("seed", "precision", "recipe", "arch", "defense", "holdout")
+"""What a record tells beside its identity, which has them, or what bears these names, too."""
+
 
 class ConflictError(UsageError):
     """Records of one key have different results; nothing was written.
@@ -200,8 +203,20 @@ def _sources(folder: Path, damaged: list[str]) -> Iterator[Source]:
             damaged.append(f"left out: the key of record {file} is not that of its identity")
         elif one["crafted_key"] is not None and key_of(crafted) != one["crafted_key"]:
             damaged.append(f"left out: the crafted key of record {file} is not of its identity")
+        elif misfits := _misfits(one):
+            told = ", ".join(misfits)
+            damaged.append(f"left out: record {file} tells another {told} than its identity")
         else:
             yield Source(one, file.read_bytes(), file)
+
+
+def _misfits(one: Record) -> list[str]:
+    """Fields by which tables sort a record, and that are not what its key was made of."""
+    identity = one["identity"]
+    told = {name: identity[name] for name in SORTED_BY if name in identity}
+    told |= {"method": identity["crafted"]["method"]} if identity.get("crafted") else {}
+    named = {k: v.get("name") if isinstance(v, dict) else v for k, v in told.items()}
+    return [name for name, value in named.items() if one[name] != value]
 
 
 def _check_names(found: Mapping[str, Sequence[Source]]) -> None:

@@ -208,7 +208,9 @@ class Found:
     @cached_property
     def by_seed(self) -> dict[int, float]:
         """What the values are made of, by victim seed."""
-        measured_all = ((one["seed"], measured(one, self.target.measure)) for one in self.group.done)
+        measured_all = (
+            (one["seed"], measured(one, self.target.measure)) for one in self.group.done
+        )
         return {seed: value for seed, value in measured_all if value is not None}
 
     @property
