@@ -363,7 +363,9 @@ def filled(label: str, scale: Scale, accuracies: dict[tuple[str, str], list[floa
         if values:
             alone.add(Place(place.dataset, "clean", None, place.defense, place.arch))
     there = {
-        (one["dataset"], one["defense_label"], one["arch_label"]) for one in made if is_clean(one)
+        (one["dataset"], one["defense_label"], one["arch_label"])
+        for one in made
+        if one["method"] == "clean"
     }
     for place in sorted(alone, key=str) if scale.is_paper else []:
         if (place.dataset, place.defense, scale.wanted(place).arch_label) not in there:
