@@ -436,11 +436,11 @@ def test_names_do_not_overlap(count: int) -> None:
     for place in range(count):
         records += swept(f"method-{place}", "steps", (5, 8), archs=ARCHS[:3])
     (figure,) = axis_figures(axes_of(records)["steps"]).values()
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     for panel in figure.axes[:3]:
         # Their extents have the leaders in them; letters alone are as large wherever they stand.
         sizes = [Text.get_window_extent(text) for text in panel.texts]
-        places = [panel.get_yaxis_transform().transform(t.get_position()) for t in panel.texts]
+        places = [text.get_transform().transform(text.get_position()) for text in panel.texts]
         boxes = sorted(
             (y - size.height / 2, y + size.height / 2)
             for (_, y), size in zip(places, sizes, strict=True)
