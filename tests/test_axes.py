@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 from PIL import Image
 
@@ -436,11 +437,11 @@ def test_names_do_not_overlap(count: int) -> None:
     for place in range(count):
         records += swept(f"method-{place}", "steps", (5, 8), archs=ARCHS[:3])
     (figure,) = axis_figures(axes_of(records)["steps"]).values()
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     for panel in figure.axes[:3]:
         # Their extents have the leaders in them; letters alone are as large wherever they stand.
         sizes = [Text.get_window_extent(text) for text in panel.texts]
-        places = [panel.get_yaxis_transform().transform(t.get_position()) for t in panel.texts]
+        places = [text.get_transform().transform(text.get_position()) for text in panel.texts]
         boxes = sorted(
             (y - size.height / 2, y + size.height / 2)
             for (_, y), size in zip(places, sizes, strict=True)
@@ -449,6 +450,37 @@ def test_names_do_not_overlap(count: int) -> None:
         assert all(lower[1] <= upper[0] for lower, upper in pairwise(boxes))
         ends = [x + size.width for (x, _), size in zip(places, sizes, strict=True)]
         assert max(ends) <= figure.bbox.x1
+
+
+def test_what_leads_to_a_name_stays_outside_its_panel() -> None:
+    records = [*controls(), *swept("sep", "steps", (5, 8)), *swept("ule", "steps", (5, 10))]
+    (figure,) = axis_figures(axes_of(records)["steps"]).values()
+    (panel,) = figure.axes
+    assert {text.get_text() for text in panel.texts} == {"clean", "chance", "sep", "ule"}
+    for text in panel.texts:
+        assert text.xycoords == panel.get_yaxis_transform()
+        assert text.xy[0] == 1.0
+
+
+def test_doubtful_dots_are_hollow() -> None:
+    records = [*controls(seeds=3), *swept("sep", "steps", (5, 8), seeds=3)]
+    records += [*swept("sep", "steps", (10,)), *swept("ule", "steps", (5, 8), seeds=3)]
+    (figure,) = axis_figures(axes_of(records)["steps"]).values()
+    (panel,) = figure.axes
+    hollow = [one for one in panel.collections if isinstance(one, PathCollection)]
+    assert [list(one.get_offsets()[:, 0]) for one in hollow] == [[10]]
+    assert {text.get_text() for text in panel.texts} == {"clean", "chance", "sep*", "ule"}
+    caption = " ".join(figure.get_supxlabel().split())
+    assert "Hollow: the dots" in caption
+    assert "*: fewer than 3 victim seeds." in caption
+
+
+def test_a_doubt_about_all_dots_leaves_none_hollow() -> None:
+    (figure,) = axis_figures(axes_of(swept("sep", "steps", (5, 8)))["steps"]).values()
+    assert not any(isinstance(one, PathCollection) for one in figure.axes[0].collections)
+    caption = " ".join(figure.get_supxlabel().split())
+    assert "all numbers: fewer than 3 victim seeds." in caption
+    assert "Hollow" not in caption
 
 
 def test_methods_keep_their_looks() -> None:

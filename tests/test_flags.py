@@ -45,7 +45,7 @@ from bench.reports.flags import (
     settle,
 )
 from bench.reports.heatmap import heatmaps
-from bench.reports.plots import overview_figure
+from bench.reports.plots import curve_figures, overview_figure
 from bench.reports.summary import Group, Summary, summarise
 from bench.reports.table import Table
 from bench.reports.tables import all_tables, details_table, main_table
@@ -387,6 +387,21 @@ def test_every_doubt_is_shown_beside_dots(flag: Flag) -> None:
     assert set(marked) == (set(range(rows)) if flag is WEAK_CONTROL else {rows - 2, rows - 1})
     assert not any(flag.mark in text for text in unknown)
     assert f"{flag.mark}: {flag.note}" in " ".join(figure.get_supxlabel().split())
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_every_doubt_is_shown_beside_lines(flag: Flag) -> None:
+    summary = board(flag)
+    (axis,) = find_axes([summary])
+    for figure, panels in (
+        (curve_figures(summary)["none"], slice(1, None, 2)),
+        (axis_figures(axis)["none"], slice(2)),
+    ):
+        known, unknown = ({text.get_text() for text in axes.texts} for axes in figure.axes[panels])
+        assert all(flag.mark in name for name in known if name.startswith("sep")), known
+        assert ("clean" in known) == (flag is not WEAK_CONTROL)
+        assert not any(flag.mark in name for name in unknown)
+        assert f"{flag.mark}: {flag.note}" in " ".join(figure.get_supxlabel().split())
 
 
 def test_every_doubt_is_shown_in_a_matrix() -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from bench.errors import UsageError
 from bench.grid import Expansion, Grid
 from bench.papers.figures import DRAW, report_figures, run_figures
 from bench.papers.material import FigureGrid, needs_images
-from bench.papers.plots import confusion_figure, confusion_shares
+from bench.papers.plots import (
+    confusion_figure,
+    confusion_shares,
+    cosine_figure,
+    cross_training_figure,
+)
 from bench.papers.published import (
     KINDS,
     OF_STUDIES,
@@ -369,10 +375,18 @@ class TestConfusion:
         told.append(record("advpoison", **chosen, audit={"within_budget": False}))
         (summary,) = summarise(told)
         picture = confusion_figure(summary, (1, 0), "x")
-        heads = {axes.get_title().split(" ")[0]: axes.get_title() for axes in picture.axes}
+        titles = [axes.get_title() for axes in picture.axes if axes.get_title()]
+        heads = {title.split(" ")[0]: title for title in titles}
         assert {name for name, head in heads.items() if head.endswith("#")} == {"advpoison"}
         assert len(heads) == 3
         assert "#: the audit found" in " ".join(picture._supxlabel.get_text().split())
+
+    def test_one_scale_tells_what_its_colours_mean(self) -> None:
+        chosen = {"confusion": [[8, 2], [3, 7]], "classes": ["a", "b"]}
+        (summary,) = summarise([record(name, **chosen) for name in ("clean", "sep", "ule")])
+        picture = confusion_figure(summary, (1, 0), "x")
+        (scale,) = [axes for axes in picture.axes if "(%)" in axes.get_ylabel()]
+        assert scale.get_ylim() == (0, 100)
 
     def test_rows_sum_to_a_hundred_and_seeds_are_added_up(self) -> None:
         one = record(confusion=[[3, 1], [0, 4]], classes=["a", "b"])
@@ -396,6 +410,71 @@ class TestConfusion:
         shares = 100 * counts / counts.sum(1, keepdims=True)
         assert ours["protected_right"] == pytest.approx((shares[1, 1] + shares[2, 2]) / 2)
         assert ours["aimed_at"] == pytest.approx((shares[1, 2] + shares[2, 0]) / 2)
+
+
+def measured(seed: int = 0, **values: Any) -> dict[str, Any]:
+    """The record of an invented study."""
+    return record("clean", seed=seed, precision="bf16") | {"values": values}
+
+
+class TestStudies:
+    @staticmethod
+    def crossed(seed: int) -> tuple[str, dict[str, Any]]:
+        sets = {"clean": 0.6 + 0.01 * seed, "ar": 0.5}
+        curve = [{"epoch": epoch, "sets": sets} for epoch in (1, 2)]
+        never = {label: 1 - share for label, share in sets.items()}
+        return "rn18", measured(seed, curve=curve, never_correct=never)
+
+    def test_one_training_is_called_one(self) -> None:
+        picture = cross_training_figure([self.crossed(0)], "x")
+        caption = " ".join(picture.get_supxlabel().split())
+        assert picture.axes[0].get_title() == "rn18 · n = 1*"
+        assert "Lines: one training each. *: fewer than 3 victim seeds." in caption
+        assert "interval" not in caption
+
+    def test_several_trainings_have_a_band(self) -> None:
+        picture = cross_training_figure([self.crossed(seed) for seed in range(3)], "x")
+        caption = " ".join(picture.get_supxlabel().split())
+        assert picture.axes[0].get_title() == "rn18 · n = 3"
+        assert caption.endswith("bands: lowest to highest.")
+
+    def test_doubts_stand_above_cosines(self) -> None:
+        cosines = [[1.0, 0.2], [0.2, 1.0]]
+        exact = measured(networks=["a", "b"], cosines=cosines, between=0.2, images=9)
+        rounded = exact | {"recipe": "standard"}
+        picture = cosine_figure([("sep", rounded), ("ensemble", exact)], "x")
+        titles = [axes.get_title() for axes in picture.axes]
+        assert titles == ["sep: mean 0.20 between~", "ensemble: mean 0.20 between"]
+        caption = " ".join(picture.get_supxlabel().split())
+        assert "all numbers: fewer than 3 victim seeds. ~: trained in another" in caption
+
+
+class TestTables:
+    """What a picture shows stands in the table beside it."""
+
+    @pytest.mark.parametrize("kind", ["curves", "held-out"])
+    def test_train_accuracy_stands_beside_its_picture(self, drawn: Path, kind: str) -> None:
+        report = report_figures(drawn / "results", [figure(kind)], BASE, {})
+        (rows,) = report.numbers.values()
+        grid = FigureGrid.of(figure(kind), BASE).grid
+        found = {
+            one["method"]: 100 * one["final_train_acc"]
+            for one in records.read_all(drawn / "results", [])
+            if one["holdout"] == grid.holdout and not one.get("protected_classes")
+        }
+        assert "train %" in report.text
+        assert {row["method"] for row in rows} >= {"clean", "noise"}
+        for row in rows:
+            assert row["train_acc_percent"] == pytest.approx(found[row["method"]], abs=1e-3)
+
+    def test_another_radius_is_told_behind_the_title(self, drawn: Path) -> None:
+        asked = replace(figure("samples"), instead={"quick": {"epsilon": "8/255"}})
+        asked = replace(asked, options=asked.options | {"epsilon": "2/255"})
+        text = report_figures(drawn / "results", [asked], BASE, {}).text
+        assert "(Nobody, Nothing, never).\nHere at 8/255.\n" in text
+        assert (
+            "Here at" not in report_figures(drawn / "results", [figure("samples")], BASE, {}).text
+        )
 
 
 class TestCommand:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from bench import record as records_of
@@ -330,8 +331,36 @@ def test_methods_keep_their_looks() -> None:
 
 
 def test_many_methods_still_differ() -> None:
-    looks = styles([summary([record(f"m{i}") for i in range(25)])])
-    assert len(set(looks.values())) == 25
+    looks = styles([summary([record(f"m{i}") for i in range(80)])])
+    assert len(set(looks.values())) == 80
+
+
+def test_curves_say_how_few_seeds_a_line_may_have() -> None:
+    records = [record("clean", seed=seed, test=0.6) for seed in range(3)]
+    (figure,) = curve_figures(summary([*records, record("sep"), record("ule")])).values()
+    assert figure.get_suptitle().endswith("1 to 3 victim seeds")
+    assert {text.get_text() for text in figure.axes[1].texts} == {"clean", "sep*", "ule*", "chance"}
+    assert "*: fewer than 3 victim seeds." in " ".join(figure.get_supxlabel().split())
+
+
+@pytest.mark.parametrize("count", [5, 30])
+def test_names_beside_curves_do_not_overlap(count: int) -> None:
+    records = [record("clean", test=0.6), *(record(f"method-{i}") for i in range(count))]
+    records += [record("clean", arch="vgg16", test=0.6)]
+    (figure,) = curve_figures(summary(records)).values()
+    figure.draw_without_rendering()
+    names = figure.axes[1].texts
+    assert len(names) == count + 2
+    boxes = sorted(
+        (middle - height / 2, middle + height / 2)
+        for name in names
+        for (_, middle) in [name.get_transform().transform(name.get_position())]
+        for height in [Text.get_window_extent(name).height]
+    )
+    assert all(lower[1] <= upper[0] for lower, upper in pairwise(boxes))
+    # A panel with few lines needs no more room for that.
+    heights = [axes.get_position().height for axes in figure.axes[1::2]]
+    assert heights[0] == pytest.approx(heights[1]) if count == 5 else heights[0] > 1.5 * heights[1]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -172,7 +172,11 @@ def _report(results: Path, figure: PaperFigure, base: Grid, reason: str | None) 
         replace(
             table,
             name=name,
-            caption=(f"{figure.title} ({figure.source}).", *table.caption),
+            caption=(
+                f"{figure.title} ({figure.source}).",
+                *figure.other_radius(wanted.scale),
+                *table.caption,
+            ),
             notes=(*(f"{text[0].upper()}{text[1:].rstrip('.')}." for text in told), *table.notes),
         )
         for table, name in zip(tables, _numbered(stem, len(tables)), strict=True)
@@ -222,7 +226,7 @@ def _curves(material: Material) -> Made:
     summary = material.summary
     if summary is None:
         return NOTHING
-    return list(curve_figures(summary).values()), [main_table(summary)]
+    return list(curve_figures(summary).values()), [main_table(summary, train=True)]
 
 
 def _held_out(material: Material) -> Made:
@@ -233,7 +237,7 @@ def _held_out(material: Material) -> Made:
         return NOTHING
     title = "accuracy on training, held-out and clean test images"
     pictures = [held_out_figure(summary, title)] if _done(summary) else []
-    return pictures, [detection_table(summary)]
+    return pictures, [detection_table(summary, train=True)]
 
 
 def _sweep(material: Material) -> Made:
@@ -326,26 +330,24 @@ def _mean(values: Iterable[float]) -> float | None:
 
 def _gradient_cosine(material: Material) -> Made:
     from bench.papers.plots import cosine_figure
-    from bench.papers.study_tables import cosine_note, cosine_table, scale_of_studies
+    from bench.papers.study_tables import cosine_table
 
     found = material.studies
     if not found:
         return NOTHING
-    caption = " ".join([*scale_of_studies(found), cosine_note(found)])
     title = "mean absolute cosine between input gradients"
-    return [cosine_figure(found, title, caption)], [cosine_table(found)]
+    return [cosine_figure(found, title)], [cosine_table(found)]
 
 
 def _cross_training(material: Material) -> Made:
     from bench.papers.plots import cross_training_figure
-    from bench.papers.study_tables import CROSS_NOTE, cross_training_table, scale_of_studies
+    from bench.papers.study_tables import cross_training_table
 
     found = material.studies
     if not found:
         return NOTHING
-    caption = " ".join([*scale_of_studies(found), CROSS_NOTE])
     title = "accuracy on fixed training images during a training on the clean ones"
-    return [cross_training_figure(found, title, caption)], [cross_training_table(found)]
+    return [cross_training_figure(found, title)], [cross_training_table(found)]
 
 
 def _gaussian_mixture(material: Material) -> Made:

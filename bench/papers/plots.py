@@ -8,19 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.papers.study_tables import Named, by_subject, never_correct
+from bench.papers.study_tables import (
+    Named,
+    by_subject,
+    cosine_note,
+    doubts_of,
+    never_correct,
+    scale_of_studies,
+)
 from bench.record import CONTROL
 from bench.reports.flags import Number, flags, settle
 from bench.reports.plots import (
+    BAND_NOTE,
     COLOURS,
     NAME_HEIGHT,
     SHORT_RUN,
     End,
+    Style,
     brief,
     caption_figure,
+    colour_bar,
     entitle,
     name_ends,
     plain_style,
+    styles_of,
 )
 from bench.reports.summary import Column, Group, Record, Row, Summary
 
@@ -37,14 +48,21 @@ AIM = "#D55E00"
 """Of the frame around the fields that a protection aims at."""
 ACROSS = 3
 """Panels in a row."""
+BAR_HEIGHT = 3.0
+"""Most inches that a scale of colours is high, however many rows of panels there are."""
 LEGIBLE = 12
 """Up to so many classes every field has its number where there is one panel."""
 HELD_OUT = {
-    "train_acc": ("train", COLOURS[1]),
-    "holdout_acc": ("held out", COLOURS[0]),
-    "test_acc": ("clean test", "#000000"),
+    "train_acc": ("train", Style(COLOURS[1])),
+    "holdout_acc": ("held out", Style(COLOURS[0])),
+    "test_acc": ("clean test", Style("#000000")),
 }
-"""The lines of a held-out figure: field of the curve, name, colour."""
+"""The lines of a held-out figure: field of the curve, name, look."""
+CROSS_PICTURE_NOTE = (
+    "Accuracy on training images, with their true labels and without augmentation, after every "
+    "epoch of a training on the clean ones; in brackets the share that was right after no epoch."
+)
+ONE_TRAINING_NOTE = "Lines: one training each."
 
 
 def held_out_figure(summary: Summary, title: str) -> Figure:
@@ -62,13 +80,13 @@ def held_out_figure(summary: Summary, title: str) -> Figure:
         figure, grid = _grid(len(panels), 1.9, legible=True)
         for axes, head, (*_, group) in zip(grid, heads, panels, strict=False):
             ends = []
-            for field, (name, colour) in HELD_OUT.items():
+            for field, (name, look) in HELD_OUT.items():
                 points = _mean_curve(group, field)
                 if points:
-                    _line(axes, points, colour)
-                    ends.append(End(name, colour, *list(points.items())[-1]))
+                    _line(axes, points, look)
+                    ends.append(End(name, look, list(points.values())[-1]))
             axes.set_title(head)
-            name_ends(axes, ends, None, gap=NAME_HEIGHT / 1.9)
+            name_ends(axes, ends, gap=NAME_HEIGHT / 1.9)
         _percent_axes(grid[: len(panels)], "epoch", "accuracy (%)")
         entitle(figure, summary, title, marked)
     return figure
@@ -107,58 +125,73 @@ def confusion_figure(summary: Summary, aims: Sequence[int], title: str) -> Figur
                 axes.set_ylabel("true class")
             if number + ACROSS >= len(panels):
                 axes.set_xlabel("taken for")
+        used = grid[: len(panels)]
+        scale = colour_bar(
+            figure, used[0].images[0], used, shrink=min(1.0, BAR_HEIGHT / figure.get_figheight())
+        )
+        scale.set_ylabel("share of the true class (%)", fontsize=7)
         notes = ["Rows sum to 100 %; darker is more."]
         notes += ["Framed: the class that a protected class is aimed at."] if aims else []
         entitle(figure, summary, title, [*notes, *marked])
     return figure
 
 
-def cosine_figure(found: Named, title: str, caption: str) -> Figure:
+def cosine_figure(found: Named, title: str) -> Figure:
     """Absolute cosines between input gradients, a panel a method whose networks are compared."""
+    cells = []
+    for subject, record in found:
+        between = record["values"]["between"]
+        mean = "" if between is None else f": mean {between:.2f} between"
+        cells.append(Number(brief(subject) + mean, doubts_of([record])))
+    (heads,), marked = settle([cells])
     with plain_style():
         figure, grid = _grid(len(found), 3.0)
-        for axes, (subject, record) in zip(grid, found, strict=False):
-            values, between = record["values"], record["values"]["between"]
-            _matrix(axes, np.array(values["cosines"]), 1.0, "{:.2f}")
-            names = values["networks"]
+        for axes, head, (_, record) in zip(grid, heads, found, strict=False):
+            _matrix(axes, np.array(record["values"]["cosines"]), 1.0, "{:.2f}")
+            names = record["values"]["networks"]
             axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
             axes.set_yticks(range(len(names)), names, fontsize=6)
-            mean = "" if between is None else f": mean {between:.2f} between"
-            axes.set_title(brief(subject) + mean)
-        caption_figure(figure, title, [caption])
+            axes.set_title(head)
+        caption_figure(figure, title, [*scale_of_studies(found), cosine_note(found), *marked])
     return figure
 
 
-def cross_training_figure(found: Named, title: str, caption: str) -> Figure:
+def cross_training_figure(found: Named, title: str) -> Figure:
     """Accuracy on fixed training images during a clean training, a panel an architecture.
 
     Lines are means over seeds, bands reach from the lowest to the highest.
     """
     groups = by_subject(found)
-    labels = sorted({label for _, one in found for label in one["values"]["never_correct"]})
-    others = [label for label in labels if label != CONTROL]
-    colours = {CONTROL: "#000000"} | dict(zip(others, COLOURS * len(others), strict=False))
+    looks = styles_of(
+        {label: label for _, one in found for label in one["values"]["never_correct"]}
+    )
+    cells = [
+        Number(f"{subject} · n = {len(group)}", doubts_of(group))
+        for subject, group in groups.items()
+    ]
+    (heads,), marked = settle([cells])
     with plain_style():
         figure, grid = _grid(len(groups), 2.3, legible=True)
-        for axes, (subject, group) in zip(grid, groups.items(), strict=False):
+        for axes, head, group in zip(grid, heads, groups.values(), strict=False):
             ends = []
             for label in group[0]["values"]["never_correct"]:
                 curves: dict[int, list[float]] = {}
                 for row in (row for one in group for row in one["values"]["curve"]):
                     curves.setdefault(row["epoch"], []).append(100 * row["sets"][label])
                 points = {epoch: sum(v) / len(v) for epoch, v in sorted(curves.items())}
-                _line(axes, points, colours[label])
+                _line(axes, points, looks[label])
                 if len(group) > 1:
                     low, high = ([edge(curves[e]) for e in points] for edge in (min, max))
-                    look: dict[str, Any] = {"color": colours[label], "alpha": 0.15}
-                    axes.fill_between(list(points), low, high, linewidth=0, **look)
+                    fill: dict[str, Any] = {"color": looks[label].colour, "alpha": 0.15}
+                    axes.fill_between(list(points), low, high, linewidth=0, **fill)
                 name = f"{brief(label, 14)} ({100 * never_correct(group, label).mean:.0f} %)"
-                ends.append(End(name, colours[label], *list(points.items())[-1]))
-            name_ends(axes, ends, None, gap=NAME_HEIGHT / 2.3)
-            seeds = "" if len(group) == 1 else f" · {len(group)} seeds"
-            axes.set_title(subject + seeds)
+                ends.append(End(name, looks[label], list(points.values())[-1]))
+            name_ends(axes, ends, gap=NAME_HEIGHT / 2.3)
+            axes.set_title(head)
         _percent_axes(grid[: len(groups)], "epoch of the clean training", "accuracy (%)")
-        caption_figure(figure, title, [caption])
+        several = any(len(group) > 1 for group in groups.values())
+        notes = [CROSS_PICTURE_NOTE, BAND_NOTE if several else ONE_TRAINING_NOTE, *marked]
+        caption_figure(figure, title, [*scale_of_studies(found), *notes])
     return figure
 
 
@@ -217,10 +250,15 @@ def _mean_curve(group: Group, field: str) -> dict[int, float]:
     return {epoch: sum(found) / len(found) for epoch, found in sorted(values.items())}
 
 
-def _line(axes: Axes, points: Mapping[int, float], colour: str) -> None:
-    marker = "o" if len(points) <= SHORT_RUN else ""
+def _line(axes: Axes, points: Mapping[int, float], look: Style) -> None:
     axes.plot(
-        list(points), list(points.values()), color=colour, linewidth=1.4, marker=marker, ms=2.2
+        list(points),
+        list(points.values()),
+        color=look.colour,
+        linestyle=look.dashes,
+        linewidth=1.4,
+        marker="o" if len(points) <= SHORT_RUN else "",
+        markersize=2.2,
     )
 
 

@@ -94,6 +94,11 @@ class PaperFigure:
             options["epsilon"] = (number(options["epsilon"]),)
         return replace(base, **options, holdout=round(share * (images or 0)))
 
+    def other_radius(self, scale: str) -> list[str]:
+        """What stands at once behind the title, which names the published radius, or nothing."""
+        changed = self.instead.get(scale, {})
+        return [f"Here at {changed['epsilon']}."] if "epsilon" in changed else []
+
     def departures(self, scale: str) -> list[str]:
         """What is otherwise under a recipe of that scale, in words."""
         changed = self.instead.get(scale, {})

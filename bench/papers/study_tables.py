@@ -10,6 +10,7 @@ from bench.reports.claims import half_width
 from bench.reports.flags import (
     FEW,
     FEW_SEEDS,
+    FLAGS,
     OTHERWISE,
     Flag,
     Number,
@@ -71,7 +72,6 @@ def cross_training_table(found: Named) -> Table:
     numbers = []
     for subject, group in by_subject(found).items():
         doubts = doubts_of(group)
-        doubts += [FEW] if len(group) < FEW_SEEDS else []
         for label in group[0]["values"]["never_correct"]:
             curves = [one["values"]["curve"] for one in group]
             spreads = {
@@ -88,16 +88,17 @@ def cross_training_table(found: Named) -> Table:
             numbers.append(told | {"n": len(group), "flags": flag_names(doubts)})
     cells, marked = settle(lines)
     heads = ["architecture", "images", "first %", "last %", "never right %", "n"]
-    notes = (CROSS_NOTE, *marked)
+    notes = (f"{CROSS_NOTE} {INTERVAL_NOTE}", *marked)
     caption = scale_of_studies(found)
     return Table("", caption, frame(heads, cells), 2, 1, notes, machine(numbers, ("n",)))
 
 
 CROSS_NOTE = (
     "Accuracy on training images, with their true labels and without augmentation, after the first "
-    "and the last epoch of a training on the clean ones; and the share that was right after none "
-    "of them (in the picture in brackets). Mean ± half of its 95 % interval over n such trainings."
+    "and the last epoch of a training on the clean ones; and the share that was right after no "
+    "epoch (in the picture in brackets)."
 )
+INTERVAL_NOTE = "Mean over n such trainings, of several ± half of its 95 % interval."
 
 
 def never_correct(group: Sequence[Record], label: str) -> Spread:
@@ -120,9 +121,14 @@ def by_subject(found: Named) -> dict[str, list[Record]]:
 
 
 def doubts_of(group: Sequence[Record]) -> list[Flag]:
-    """The doubts about what a study measured on networks that were trained for it."""
+    """The doubts about what a study measured on networks that were trained for it.
+
+    Args:
+        group: one record for each time that they were trained.
+    """
     rounded = any(is_otherwise({**one, "training": {}}) for one in group)
-    return [OTHERWISE] if rounded else []
+    found = {OTHERWISE: rounded, FEW: len(group) < FEW_SEEDS}
+    return [flag for flag in FLAGS if found.get(flag)]
 
 
 def scale_of_studies(found: Named) -> tuple[str, ...]:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from bench.record import CONTROL
 from bench.reports.plots import (
+    CHANCE_STYLE,
     COLOURS,
     CONTROL_STYLES,
     GREY,
     End,
+    Style,
     caption_figure,
     name_ends,
     plain_style,
@@ -105,15 +107,15 @@ def _draw(axes: Axes, panel: _Panel, colours: Mapping[int, str]) -> None:
     best = 100 * panel.rows[0]["clean_rule"]["clean"]
     axes.axhline(CHANCE, color=GREY, linestyle=":", linewidth=1, zorder=1)
     axes.axhline(best, color=clean.colour, linestyle=clean.dashes, linewidth=0.8, zorder=4)
-    ends = [End("clean Bayes", clean.colour, 0, best)]
+    ends = [End("clean Bayes", clean, best), End("chance", CHANCE_STYLE, CHANCE)]
     for dimension, colour in colours.items():
         line = [row for row in panel.rows if row["dimension"] == dimension]
         line.sort(key=lambda row: row["blur_plus"])
         if line:
             _draw_line(axes, panel, line, colour)
             last = 100 * line[-1]["exact"][panel.data]
-            ends.append(End(f"d = {dimension}", colour, line[-1]["blur_plus"], last))
-    name_ends(axes, ends, CHANCE, NAME_HEIGHT, within=(LOWEST + 2, HIGHEST))
+            ends.append(End(f"d = {dimension}", Style(colour), last))
+    name_ends(axes, ends, NAME_HEIGHT, within=(LOWEST + 2, HIGHEST))
     axes.set_title(panel.title)
     axes.set_xlabel(panel.across)
     axes.tick_params(labelbottom=True)

@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING
 from bench.record import CLEAN_PART, CONTROL
 from bench.reports.axes import CLEAN_PART_NOTE, EPSILON, POISON_RATIO, Axis, Line, Value
 from bench.reports.cells import verdict
-from bench.reports.flags import Number, flags, settle
+from bench.reports.flags import FLAGS, Number, flags, settle
 from bench.reports.notes import chance
 from bench.reports.plots import (
+    CHANCE_STYLE,
     CONTROL_STYLES,
     GREY,
     LONGEST_LABEL,
     NAME_HEIGHT,
+    End,
     Style,
     brief,
     entitle,
-    move_apart,
+    marks_of,
+    name_ends,
+    panel_height,
     plain_style,
     styles_of,
+    victim_seeds,
 )
 from bench.reports.summary import Column, Group, Spread
 
@@ -42,6 +47,10 @@ LOG_SPAN = 10
 PALE = 0.5
 """The share of clean's level from which a field of a matrix is pale enough for dark digits."""
 
+DOT = 3
+"""Size of the dots of lines."""
+
+HOLLOW_NOTE = "Hollow: the dots that the marks behind a line's name are about."
 GAP_NOTE = "A line is broken where a cell failed or was not run."
 COLOUR_NOTE = "The darker the lower; framed: surrogate and victim of one architecture."
 
@@ -94,6 +103,15 @@ def _level(spreads: Iterable[Spread]) -> float:
 # Lines.
 
 
+@dataclass(frozen=True)
+class Point:
+    """A number of a line: where it stands, what it is, and the marks of the doubts about it."""
+
+    x: float
+    spread: Spread
+    marks: str
+
+
 def _panels(
     axis: Axis,
     lines: Sequence[Line],
@@ -108,29 +126,43 @@ def _panels(
         names = max(len(line.label) for line in lines)
         across = min(len(columns), 1 if names > LONGEST_LABEL else 2)
         down = math.ceil(len(columns) / across)
-        inside = max(1.75, 1.1 * NAME_HEIGHT / 100 * (len(lines) + 2))
+        inside = panel_height(1.75, len(lines) + 2)
         width = 7.2 if across > 1 else 5.6
         figure = Figure(figsize=(width, 1.3 + (inside + AROUND) * down), layout="constrained")
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-        controls = {c: _accuracy(axis.control(lines[0].defense, c)) for c in columns}
+        controls = {column: axis.control(lines[0].defense, column) for column in columns}
         cells = {
-            (line.label, value, column): _accuracy(line.group(value, column))
+            (line.label, value, column): line.group(value, column)
             for line in lines
             for value in axis.values
             for column in columns
         }
-        level = _level([*controls.values(), *cells.values()])
+        everything = cells | {(CONTROL, None, column): controls[column] for column in columns}
+        marks, marked = marks_of(
+            {
+                place: flags(group, controls[place[-1]])
+                for place, group in everything.items()
+                if group.done
+            }
+        )
+        points = {
+            place: Point(_x(axis, place[1]), _accuracy(group), marks.get(place, ""))
+            for place, group in cells.items()
+        }
+        level = _level(map(_accuracy, everything.values()))
         top = 1.04 * max(level, 100 * chance(axis.summary))
         grid[0][0].set_ylim(0, top)
         _scale_across(grid[0][0], axis)
         for column, axes in zip(columns, grid.flat, strict=False):
             axes.set_title(str(column))
             axes.tick_params(labelbottom=True)
-            ends = [*_draw_control(axes, axis, controls[column])]
+            control = _accuracy(controls[column])
+            ends = [*_draw_control(axes, axis, control, marks.get((CONTROL, None, column), ""))]
             for line in lines:
-                spreads = [cells[line.label, value, column] for value in axis.values]
-                ends += _draw_line(axes, axis, line, spreads, looks[line.label])
-            _name_ends(axes, ends, gap=NAME_HEIGHT / 100 * top / inside, top=top)
+                along = [points[line.label, value, column] for value in axis.values]
+                ends += _draw_line(axes, line, along, looks[line.label])
+            gap, within = NAME_HEIGHT / 100 * top / inside, (0.01 * top, 0.99 * top)
+            name_ends(axes, ends, gap, within, longest=2 * LONGEST_LABEL)
         for axes in list(grid.flat)[len(columns) :]:
             axes.set_axis_off()
         for line in grid:
@@ -138,32 +170,25 @@ def _panels(
         for place, axes in enumerate(grid.flat):
             if place + across >= len(columns):
                 axes.set_xlabel(_words_across(axis))
-        counts = [spread.n for spread in cells.values() if spread.n]
-        gaps = any(not spread.n for spread in cells.values())
-        notes = _line_notes(axis, lines, counts, gaps, bool(_level(controls.values())))
-        entitle(
-            figure, axis.summary, f"accuracy by {axis.title} · {title} · {_number(counts)}", notes
-        )
+        counts = [len(group.done) for group in cells.values()]
+        known = any(control.done for control in controls.values())
+        notes = [*_line_notes(axis, lines, counts, known)]
+        notes += [HOLLOW_NOTE] if any(point.marks for point in points.values()) else []
+        heading = f"accuracy by {axis.title} · {title} · {victim_seeds(counts)}"
+        entitle(figure, axis.summary, heading, [*notes, *marked])
     return figure
 
 
-def _number(counts: Sequence[int]) -> str:
-    """How many victims stand behind a mean."""
-    least, most = min(counts), max(counts)
-    told = f"{most}" if least == most else f"{least} to {most}"
-    return f"{told} victim seed{'' if told == '1' else 's'}"
-
-
 def _line_notes(
-    axis: Axis, lines: Iterable[Line], counts: Sequence[int], gaps: bool, control: bool
+    axis: Axis, lines: Iterable[Line], counts: Sequence[int], control: bool
 ) -> Iterator[str]:
     several = max(counts) > 1
     spread = "; bars and grey band: ± sample standard deviation" if several else ""
-    yield f"Dots: mean of n = {_number(counts)}{spread}."
+    yield f"Dots: mean of n = {victim_seeds(counts)}{spread}."
     yield f"Dashed: {CONTROL}; dotted: chance." if control else "Dotted: chance."
     if any(line.method == CLEAN_PART for line in lines):
         yield CLEAN_PART_NOTE
-    if gaps:
+    if 0 in counts:
         yield GAP_NOTE
     if _is_logarithmic(axis):
         yield "Logarithmic axis."
@@ -201,21 +226,11 @@ def _scale_across(axes: Axes, axis: Axis) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-@dataclass(frozen=True)
-class _End:
-    """Where a line ends; without a place, at the right edge."""
-
-    label: str
-    colour: str
-    x: float | None
-    percent: float
-
-
-def _draw_control(axes: Axes, axis: Axis, control: Spread) -> Iterator[_End]:
+def _draw_control(axes: Axes, axis: Axis, control: Spread, marks: str) -> Iterator[End]:
     """Clean across the panel with a band of its deviation, and chance."""
     level = 100 * chance(axis.summary)
     axes.axhline(level, color=GREY, linestyle=":", linewidth=1)
-    yield _End("chance", GREY, None, level)
+    yield End("chance", CHANCE_STYLE, level)
     if not control.n:
         return
     look = CONTROL_STYLES[CONTROL]
@@ -225,34 +240,33 @@ def _draw_control(axes: Axes, axis: Axis, control: Spread) -> Iterator[_End]:
         axes.axhspan(low, high, color=look.colour, alpha=0.1, linewidth=0)
     if axis.name == POISON_RATIO:
         # The control is what every method comes to where nothing is protected.
-        axes.plot([0], [control.mean], "o", color=look.colour, markersize=3)
-    yield _End(CONTROL, look.colour, None, control.mean)
+        axes.plot([0], [control.mean], "o", color=look.colour, markersize=DOT)
+        _draw_hollow(axes, [(0, control.mean)] if marks else [], look, 3)
+    yield End(CONTROL, look, control.mean, marks)
 
 
-def _draw_line(
-    axes: Axes, axis: Axis, line: Line, spreads: Sequence[Spread], look: Style
-) -> Iterator[_End]:
-    """A method's means, broken at values that are missing."""
-    xs, ys = [_x(axis, value) for value in axis.values], [spread.mean for spread in spreads]
-    there = [(x, spread) for x, spread in zip(xs, spreads, strict=True) if spread.n]
+def _draw_line(axes: Axes, line: Line, points: Sequence[Point], look: Style) -> Iterator[End]:
+    """A method's means, broken at values that are missing, hollow where they are in doubt."""
+    there = [point for point in points if point.spread.n]
     if not there:
         return
+    height = 4 if line.method in CONTROL_STYLES else 3
     axes.plot(
-        xs,
-        ys,  # NaN where there is none
+        [point.x for point in points],
+        [point.spread.mean for point in points],  # NaN where there is none
         color=look.colour,
         linestyle=look.dashes,
         linewidth=1.4,
         marker="o",
-        markersize=3,
-        zorder=4 if line.method in CONTROL_STYLES else 3,
+        markersize=DOT,
+        zorder=height,
     )
-    bars = [(x, spread) for x, spread in there if spread.n > 1]
+    bars = [point for point in there if point.spread.n > 1]
     if bars:
         axes.errorbar(
-            [x for x, _ in bars],
-            [spread.mean for _, spread in bars],
-            yerr=[spread.sd for _, spread in bars],
+            [point.x for point in bars],
+            [point.spread.mean for point in bars],
+            yerr=[point.spread.sd for point in bars],
             fmt="none",
             ecolor=look.colour,
             elinewidth=0.9,
@@ -260,35 +274,23 @@ def _draw_line(
             capthick=0.9,
             alpha=0.7,
         )
-    yield _End(line.label, look.colour, there[-1][0], there[-1][1].mean)
+    _draw_hollow(axes, [(p.x, p.spread.mean) for p in there if p.marks], look, height)
+    marks = "".join(flag.mark for flag in FLAGS if any(flag.mark in p.marks for p in there))
+    yield End(line.label, look, there[-1].spread.mean, marks)
 
 
-def _name_ends(axes: Axes, ends: Iterable[_End], gap: float, top: float) -> None:
-    """Write each name beside the end of its line, `gap` apart where lines meet."""
-    places = sorted(ends, key=lambda end: (-end.percent, end.label))
-    wanted = [end.percent for end in places]
-    heights = move_apart(wanted, gap=gap, low=0.01 * top, high=0.99 * top)
-    beside = axes.get_yaxis_transform()
-    for end, height in zip(places, heights, strict=True):
-        axes.annotate(
-            brief(end.label, 2 * LONGEST_LABEL),
-            xy=(1.0 if end.x is None else end.x, end.percent),
-            xycoords=beside if end.x is None else "data",
-            xytext=(1.07, height),
-            textcoords=beside,
-            color=end.colour,
-            fontsize=7,
-            va="center",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": end.colour,
-                "linewidth": 0.6,
-                "linestyle": (0, (1, 1.5)),  # no continuation of the line
-                "shrinkA": 1,
-                "shrinkB": 1,
-                "relpos": (0, 0.5),
-            },
+def _draw_hollow(
+    axes: Axes, places: Sequence[tuple[float, float]], look: Style, height: float
+) -> None:
+    """White inside of dots that a line drawn at this height has."""
+    if places:
+        axes.scatter(
+            *zip(*places, strict=True),
+            s=DOT**2,
+            facecolor="white",
+            edgecolor=look.colour,
+            linewidth=1,
+            zorder=height + 0.5,
         )
 
 
@@ -342,11 +344,11 @@ def _matrices(axis: Axis, lines: Sequence[Line], columns: Sequence[Column], titl
         for place, axes in enumerate(grid.flat):
             if place + across >= len(lines):
                 axes.set_xlabel("victim")
-        counts = [len(group.done) for group in everything if group.done]
+        counts = [len(group.done) for group in everything]
         spread = " ± sample standard deviation" if max(counts) > 1 else ""
-        notes = [f"Numbers: percent, mean of n = {_number(counts)}{spread}.", COLOUR_NOTE, *marked]
+        numbers = f"Numbers: percent, mean of n = {victim_seeds(counts)}{spread}."
         heading = f"accuracy by {axis.title} and victim · {title}"
-        entitle(figure, axis.summary, heading, notes)
+        entitle(figure, axis.summary, heading, [numbers, COLOUR_NOTE, *marked])
     return figure
 
 

@@ -17,7 +17,7 @@ from bench.record import CONTROL
 from bench.reports.cells import cell_names, row_heads, row_names, verdict
 from bench.reports.flags import Flag, Number, flag_names, flags, flags_of_all, settle
 from bench.reports.notes import PEAK_NOTE, failures, over_seeds, scale, usual_seeds
-from bench.reports.plots import COLOURS, DASHES, GREY, brief, entitle, plain_style
+from bench.reports.plots import GREY, Style, brief, entitle, nth_style, plain_style
 from bench.reports.summary import CONTROLS, Column, Group, Record, Row, Spread, Summary
 from bench.reports.table import MISSING, Table, frame, hundredths, machine, percent
 
@@ -92,9 +92,15 @@ def holdout_tables(summary: Summary) -> list[Table]:
     return [detection_table(summary), early_stopping_table(summary)]
 
 
-def detection_table(summary: Summary) -> Table:
-    """How suspicious the victims of every method are, a row a method and defense."""
-    heads = [*row_heads(summary), "held-out %", "clean test %", "suspicion", "AUC %", "n"]
+def detection_table(summary: Summary, *, train: bool = False) -> Table:
+    """How suspicious the victims of every method are, a row a method and defense.
+
+    Args:
+        summary: of one context.
+        train: whether there is the train accuracy, too, as beside a picture of all three.
+    """
+    columns = [*(["train %"] if train else []), "held-out %", "clean test %", "suspicion", "AUC %"]
+    heads = [*row_heads(summary), *columns, "n"]
     lines, numbers = [], []
     for row in summary.rows:
         groups = [summary.group(row, column) for column in summary.columns]
@@ -110,11 +116,12 @@ def detection_table(summary: Summary) -> Table:
         auc = None if row.method == CONTROL else area_within(strata)
         count = f"{len(found)} : {controls}" if row.method != CONTROL else f"{len(found)}"
         doubts = _doubts(summary, row)
-        shown = [Number(percent(spread), doubts) for spread in (held, clean, gap)]
+        trained = [Spread.of(one["final_train_acc"] for one in found)] if train else []
+        shown = [Number(percent(spread), doubts) for spread in (*trained, held, clean, gap)]
         lines.append(
             [
                 *row_names(summary, row),
-                *(shown if found else [verdict(whole), MISSING, MISSING]),
+                *(shown if found else [verdict(whole), *[MISSING] * (len(shown) - 1)]),
                 "" if row.method == CONTROL else _auc(auc, summary, row),
                 count,
             ]
@@ -126,6 +133,7 @@ def detection_table(summary: Summary) -> Table:
                 "n": len(found),
                 "failed": failed,
                 "control_n": controls,
+                **(hundredths("train_acc_percent", *trained) if train else {}),
                 **hundredths("holdout_acc_percent", held),
                 **hundredths("test_acc_percent", clean),
                 **hundredths("suspicion_points", gap),
@@ -135,16 +143,17 @@ def detection_table(summary: Summary) -> Table:
         )
     cells, marked = settle(lines)
     caption = (
-        "Can the protection be detected? Accuracy in percent on released images that were held "
-        "out of training, and on clean test images, after the last epoch; suspicion is the "
-        f"difference in percentage points. {_over(summary)}"
+        f"Can the protection be detected? Accuracy in percent {'in training, ' if train else ''}on "
+        "released images that were held out of training, and on clean test images, after the last "
+        f"epoch; suspicion is the difference {'of these two ' if train else ''}in percentage "
+        f"points. {_over(summary)}"
     )
     return Table(
         name="detection",
         caption=(caption, *scale(summary)),
         cells=frame(heads, cells),
         lead=len(row_heads(summary)),
-        step=5,
+        step=len(columns) + 1,
         notes=(DETECTOR_NOTE, AUC_NOTE, *marked, *_notes(summary, cells)),
         numbers=machine(numbers),
     )
@@ -383,12 +392,12 @@ def _draw_curve(
 ) -> None:
     """The first in black, since it is of all methods."""
     points, auc = roc(values, controls), area(values, controls) or 0.0
-    colour = COLOURS[(place - 1) % len(COLOURS)] if place else "#000000"
+    look = nth_style(place - 1) if place else Style("#000000")
     axes.plot(
         [100 * false for false, _ in points],
         [100 * true for _, true in points],
-        color=colour,
-        linestyle=DASHES[(place - 1) // len(COLOURS) % len(DASHES)] if place else "-",
+        color=look.colour,
+        linestyle=look.dashes,
         linewidth=1.8 if place == 0 else 1.1,
         label=f"{brief(label)}: AUC {100 * auc:.0f} % (n = {len(values)})",
     )

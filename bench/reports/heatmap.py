@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bench.reports.cells import verdict
 from bench.reports.defense_tables import KNOWS, NOTHING, ONE_SEED, ONE_SEED_NOTE, Board, Line
 from bench.reports.flags import Number, flags, settle
-from bench.reports.plots import GREY, brief, entitle, plain_style
+from bench.reports.plots import GREY, brief, colour_bar, entitle, plain_style
 from bench.reports.summary import CONTROLS, Column, Group, Spread, Summary
 from bench.reports.table import MISSING
 
@@ -185,6 +185,4 @@ def _draw(
         spine.set_visible(False)
     figure = axes.get_figure()
     assert figure is not None
-    bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, pad=0.01, aspect=15)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    bar.ax.tick_params(labelsize=6, length=0)
+    colour_bar(figure, ScalarMappable(scale, colours), axes)

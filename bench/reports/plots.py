@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from bench.files import write_with
 from bench.record import CLEAN_PART, CONTROL
 from bench.reports.cells import verdict
-from bench.reports.flags import Number, flags, settle
+from bench.reports.flags import Flag, Number, flags, settle
 from bench.reports.notes import chance, scale
 from bench.reports.summary import Column, Group, Row, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 DPI = 150
@@ -31,6 +32,8 @@ LETTERS_PER_INCH = 17.5
 """How much of a caption fits into a line."""
 USUAL_LINES, LINE_HEIGHT = 4, 0.13
 """Lines of a caption that every figure has room for, and the height of one more, in inches."""
+LEADER = 18
+"""Points between a panel and a name beside it, enough for the look of the line that it names."""
 NAME_HEIGHT = 12.9
 """Height of a method's name in percent of a panel one inch high."""
 
@@ -52,8 +55,14 @@ COLOURS = (
     "#999933",
     "#332288",
 )
-DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5, 1.5, 1.5)), (0, (2.5, 1)))
-"""Line styles, for when the colours have all been used."""
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (6, 1.5, 1.5, 1.5)),
+    (0, (2.5, 1)),
+    (0, (1, 1)),
+    (0, (9, 2)),
+)
+"""Line styles, for when the colours have all been used; see `nth_style` for what follows."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,15 @@ CONTROL_STYLES = {
     "sham": Style("#555555", (0, (6, 1.5, 1.5, 1.5))),
     "noise": Style("#999999"),
 }
+CHANCE_STYLE = Style(GREY, ":")
+
+
+def nth_style(place: int) -> Style:
+    """A look for each of any number of lines: all colours solid, then all of them dashed, ..."""
+    cycle, colour = divmod(place, len(COLOURS))
+    # Beyond the dashes that are easy to tell apart: a dash and a growing number of dots.
+    more = (0, (6, 1.5, *(1.5, 1.5) * (cycle - len(DASHES) + 2)))
+    return Style(COLOURS[colour], DASHES[cycle] if cycle < len(DASHES) else more)
 
 
 def styles(summaries: Iterable[Summary]) -> dict[str, Style]:
@@ -88,8 +106,7 @@ def styles_of(labels: Mapping[str, str]) -> dict[str, Style]:
             chosen[label] = CONTROL_STYLES[name]
             continue
         used = sum(labels[other] not in CONTROL_STYLES for other in chosen)
-        cycle, colour = divmod(used, len(COLOURS))
-        chosen[label] = Style(COLOURS[colour], DASHES[cycle % len(DASHES)])
+        chosen[label] = nth_style(used)
     return chosen
 
 
@@ -129,61 +146,106 @@ def _curves(
     """Two panels an architecture: train accuracy, clean test accuracy."""
     from matplotlib.figure import Figure
 
+    cells = {
+        (row, column): summary.group(row, column)
+        for column in columns
+        for row in rows
+        if summary.group(row, column).done
+    }
+    marks, marked = marks_of(
+        {place: flags(group, summary.control(*place)) for place, group in cells.items()}
+    )
+    level = 100 * chance(summary)
     with plain_style():
-        height = 2.3 if len(columns) < 3 else 1.9
-        figure = Figure(figsize=(7.2, 1.1 + height * len(columns)), layout="constrained")
-        grid = figure.subplots(len(columns), len(PANELS), sharex=True, sharey=True, squeeze=False)
-        for column, line in zip(columns, grid, strict=True):
+        names = [1 + sum(place == column for _, place in cells) for column in columns]
+        heights = [panel_height(2.3 if len(columns) < 3 else 1.9, count) for count in names]
+        figure = Figure(figsize=(7.2, 1.1 + sum(heights)), layout="constrained")
+        grid = figure.subplots(
+            len(columns),
+            len(PANELS),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            height_ratios=heights,
+        )
+        for column, line, height in zip(columns, grid, heights, strict=True):
+            groups = {row: group for (row, place), group in cells.items() if place == column}
             ends: list[End] = []
             for axes, field in zip(line, PANELS, strict=True):
-                ends = _draw_lines(axes, summary, rows, column, looks, field)
-                axes.axhline(100 * chance(summary), color=GREY, linestyle=":", linewidth=1)
+                means = _draw_lines(axes, summary, groups, looks, field)
+                axes.axhline(level, color=GREY, linestyle=":", linewidth=1)
+                ends = [End("chance", CHANCE_STYLE, level)]
+                for row, mean in means.items():
+                    label = summary.method_label(row)
+                    ends.append(End(label, looks[label], mean, marks[row, column]))
             # Only the panel on the right, of test accuracy, has room beside it.
-            name_ends(line[-1], ends, 100 * chance(summary), gap=NAME_HEIGHT / height)
+            name_ends(line[-1], ends, gap=NAME_HEIGHT / height)
             line[0].set_ylabel(f"{column}\naccuracy (%)")
         for axes, name in zip(grid[0], PANELS.values(), strict=True):
             axes.set_title(name)
         for axes in grid[-1]:
             axes.set_xlabel("epoch")
         _scale_axes(grid[0][0], summary)
-        seeds = _seeds(summary, rows, columns)
+        seeds = victim_seeds(len(group.done) for group in cells.values())
         banded = [BAND_NOTE] if any(axes.collections for axes in grid.flat) else []
-        entitle(figure, summary, f"{title} · {seeds}", [*banded, *_thinned(summary)])
+        entitle(figure, summary, f"{title} · {seeds}", [*banded, *_thinned(summary), *marked])
     return figure
 
 
-def _seeds(summary: Summary, rows: Iterable[Row], columns: Sequence[Column]) -> str:
-    """How many victims a complete cell has."""
-    count = max(len(summary.group(row, column).done) for row in rows for column in columns)
-    return "1 victim seed" if count == 1 else f"{count} victim seeds"
+def panel_height(usual: float, names: int) -> float:
+    """Height of a panel in inches, so that so many names have room beside it."""
+    return max(usual, 1.1 * NAME_HEIGHT / 100 * names)
+
+
+def victim_seeds(counts: Iterable[int]) -> str:
+    """How many victims stand behind means, as in "1 to 3 victim seeds"; none are no mean."""
+    there = [count for count in counts if count]
+    least, most = min(there), max(there)
+    told = f"{most}" if least == most else f"{least} to {most}"
+    return f"{told} victim seed{'' if told == '1' else 's'}"
+
+
+def marks_of(doubts: Mapping[Any, Iterable[Flag]]) -> tuple[dict[Any, str], list[str]]:
+    """What stands behind names, where lines stand for numbers; and what it means.
+
+    Args:
+        doubts: about each number of a figure; what all share is told once, as below a table.
+
+    Returns:
+        Marks by what they are about, and a text for each.
+    """
+    (texts,), notes = settle([[Number("", tuple(found)) for found in doubts.values()]])
+    return dict(zip(doubts, texts, strict=True)), notes
 
 
 @dataclass(frozen=True)
 class End:
-    """Where a line ends, and whose it is."""
+    """Where a line ends, whose it is, and the marks of the doubts about it."""
 
     label: str
-    colour: str
-    across: float
+    look: Style
     percent: float
+    marks: str = ""
 
 
 def _draw_lines(
     axes: Axes,
     summary: Summary,
-    rows: Iterable[Row],
-    column: Column,
+    groups: Mapping[Row, Group],
     looks: Mapping[str, Style],
     field: str,
-) -> list[End]:
-    """Draw a line a method, the mean of its seeds, with a band from the lowest to the highest."""
-    ends = []
-    for row in rows:
-        points = _points(summary.group(row, column), field)
+) -> dict[Row, float]:
+    """Draw a line a method, the mean of its seeds, with a band from the lowest to the highest.
+
+    Returns:
+        Where the lines end, in percent.
+    """
+    ends = {}
+    for row, group in groups.items():
+        points = _points(group, field)
         if not points:
             continue
-        label = summary.method_label(row)
-        look, epochs = looks[label], list(points)
+        look, epochs = looks[summary.method_label(row)], list(points)
         means = [sum(values) / len(values) for values in points.values()]
         control = row.method == CONTROL
         axes.plot(
@@ -200,7 +262,7 @@ def _draw_lines(
         if any(len(values) > 1 for values in points.values()):
             lows, highs = (list(map(edge, points.values())) for edge in (min, max))
             axes.fill_between(epochs, lows, highs, color=look.colour, alpha=0.15, linewidth=0)
-        ends.append(End(label, look.colour, epochs[-1], means[-1]))
+        ends[row] = means[-1]
     return ends
 
 
@@ -217,41 +279,48 @@ def _points(group: Group, field: str) -> dict[int, list[float]]:
 def name_ends(
     axes: Axes,
     ends: Iterable[End],
-    chance_percent: float | None,
     gap: float,
     within: tuple[float, float] = (1, 99),
+    longest: int = LONGEST_LABEL,
 ) -> None:
-    """Write each line's name beside its end.
+    """Write each line's name to the right of the panel, at the height of its end.
+
+    What leads there has the look of the line, and stays outside the panel, where it would be taken
+    for a part of it.
 
     Args:
-        axes: the panel; names stand to its right.
+        axes: the panel.
         ends: of the lines.
-        chance_percent: where the line of chance is, if there is one to be named.
         gap: least distance between names, in percent.
         within: lowest and highest place for a name, in percent.
+        longest: names of more letters are shortened.
     """
-    places = list(ends)
-    if chance_percent is not None:
-        last = max((end.across for end in places), default=1)
-        places.append(End("chance", GREY, last, chance_percent))
-    places.sort(key=lambda end: (-end.percent, end.label))
+    from matplotlib.transforms import ScaledTranslation
+
+    places = sorted(ends, key=lambda end: (-end.percent, end.label))
+    figure = axes.get_figure()
+    assert figure is not None
+    # A fixed distance: a share of the panel would change with the room that the names are given.
+    beside = axes.get_yaxis_transform()
+    away = beside + ScaledTranslation(LEADER / 72, 0, figure.dpi_scale_trans)
     low, high = within
     heights = move_apart([end.percent for end in places], gap=gap, low=low, high=high)
     for end, height in zip(places, heights, strict=True):
         axes.annotate(
-            brief(end.label),
+            brief(end.label, longest) + end.marks,
             xy=(1.0, end.percent),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(1.07, height),
-            textcoords=axes.get_yaxis_transform(),
-            color=end.colour,
+            xycoords=beside,
+            xytext=(1.0, height),
+            textcoords=away,
+            color=end.look.colour,
             fontsize=7,
             va="center",
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
-                "color": end.colour,
-                "linewidth": 0.5,
+                "color": end.look.colour,
+                "linewidth": 0.8,
+                "linestyle": end.look.dashes,
                 "shrinkA": 1,
                 "shrinkB": 1,
                 "relpos": (0, 0.5),
@@ -355,7 +424,8 @@ def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) 
             axes.set_title(str(column))
         for axes in grid[-1]:
             axes.set_xlabel("accuracy (%)")
-        title = f"final clean test accuracy, {_seeds(summary, summary.rows, columns)}"
+        seeds = victim_seeds(len(group.done) for group in summary.groups.values())
+        title = f"final clean test accuracy, {seeds}"
         entitle(figure, summary, title, [OVERVIEW_NOTE, *marked])
     return figure
 
@@ -423,6 +493,23 @@ def _thinned(summary: Summary) -> list[str]:
     """What to know of the points before the last, if they were measured on fewer images."""
     images = summary.context.settings.get("curve_images")
     return [] if images is None else [f"Test points before the last epoch: {images} images."]
+
+
+def colour_bar(
+    figure: Figure, colours: ScalarMappable, axes: Axes | Sequence[Axes], shrink: float = 1.0
+) -> Axes:
+    """A plain scale of colours to the right of one or several panels; returns its axes.
+
+    Args:
+        figure: that of the panels.
+        colours: what is shown.
+        axes: the panels.
+        shrink: its length as a share of their height.
+    """
+    bar = figure.colorbar(colours, ax=axes, pad=0.01, aspect=15, shrink=shrink)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.ax.tick_params(labelsize=6, length=0)
+    return bar.ax
 
 
 @contextmanager

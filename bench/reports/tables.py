@@ -46,6 +46,8 @@ from bench.reports.table import (
 if TYPE_CHECKING:
     import pandas as pd
 
+TRAIN = "train %"
+TRAIN_NOTE = f"{TRAIN}: accuracy on the released training images after the last epoch"
 SEPARABLE = "separable %"
 SEPARABLE_NOTE = (
     f"{SEPARABLE}: how often a linear rule, fitted to half of the perturbations, tells the class "
@@ -64,30 +66,39 @@ def all_tables(summary: Summary) -> list[Table]:
     return [*tables, *(table for table in more if len(table.cells))]
 
 
-def main_table(summary: Summary) -> Table:
-    """Final clean test accuracy and drop: a row a method, two columns an architecture."""
+def main_table(summary: Summary, *, train: bool = False) -> Table:
+    """Final clean test accuracy and drop: a row a method, two columns an architecture.
+
+    Args:
+        summary: of one context.
+        train: whether a third column has the final train accuracy, as beside a picture of both.
+    """
     usual = usual_seeds(summary)
-    heads = [name for column in summary.columns for name in (str(column), "drop")]
+    columns = ["drop", *([TRAIN] if train else [])]
+    heads = [name for column in summary.columns for name in (str(column), *columns)]
     lines = []
     for row in summary.rows:
         line = [*row_names(summary, row), row.budget]
         for column in summary.columns:
             group, control = summary.group(row, column), summary.control(row, column)
             line += [accuracy(group, control, usual), drop_cell(row, group, control)]
+            if train:
+                cell = figure_cell(group, control, "final_train_acc")
+                line.append(cell if group.done else MISSING)
         lines.append(line)
     cells, marked = settle(lines)
     caption = (
         f"Clean test accuracy after the last epoch in percent, {over_seeds(usual)}; drop against "
-        f"{CONTROL} in percentage points, paired by seed."
+        f"{CONTROL} in percentage points, paired by seed{f'; {TRAIN_NOTE}' if train else ''}."
     )
     return Table(
         name="main",
         caption=(caption, *scale(summary)),
         cells=frame([*row_heads(summary), "budget", *heads], cells),
         lead=len(row_heads(summary)) + 1,
-        step=2,
+        step=1 + len(columns),
         notes=(*marked, *_main_notes(summary, cells)),
-        numbers=_numbers(summary, main_numbers),
+        numbers=_numbers(summary, _main_and_train_numbers if train else main_numbers),
     )
 
 
@@ -98,7 +109,7 @@ def details_table(summary: Summary) -> Table:
     heads = [
         *row_heads(summary),
         "architecture",
-        "train %",
+        TRAIN,
         "peak (oracle) %",
         "n",
         *([SEPARABLE] if scored else []),
@@ -318,6 +329,11 @@ def _numbers(summary: Summary, of: Any, counts: Collection[str] = ()) -> pd.Data
         if group.done or group.failed:
             lines.append({**cell_names(summary, row, column), **of(row, group, control)})
     return machine(lines, counts)
+
+
+def _main_and_train_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
+    train = hundredths("train_acc_percent", group.spread("final_train_acc"))
+    return {**main_numbers(row, group, control), **train}
 
 
 def _details_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
