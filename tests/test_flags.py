@@ -389,7 +389,7 @@ def test_every_doubt_is_shown_beside_dots(flag: Flag) -> None:
     assert f"{flag.mark}: {flag.note}" in " ".join(figure.get_supxlabel().split())
 
 
-@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+@pytest.mark.parametrize("flag", RAISED, ids=lambda flag: flag.name)
 def test_every_doubt_is_shown_beside_lines(flag: Flag) -> None:
     summary = board(flag)
     (axis,) = find_axes([summary])

@@ -20,7 +20,7 @@ from bench.reports.summary import Column, Group, Row, Summary
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 DPI = 150
 GREY = "#777777"
@@ -496,7 +496,10 @@ def _thinned(summary: Summary) -> list[str]:
 
 
 def colour_bar(
-    figure: Figure, colours: ScalarMappable, axes: Axes | Sequence[Axes], shrink: float = 1.0
+    figure: Figure | SubFigure,
+    colours: ScalarMappable,
+    axes: Axes | Sequence[Axes],
+    shrink: float = 1.0,
 ) -> Axes:
     """A plain scale of colours to the right of one or several panels; returns its axes.
 
