@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import Grid, load_results, run
@@ -117,7 +118,8 @@ class TestSizes:
         assert ours.head.in_features == size.features
         assert parameters(ours.body) + parameters(ours.head) == parameters(ours)
         assert size.parameters == sum(weight.numel() for weight in ours.parameters())
-        with FlopCounterMode(display=False) as counter:
+        # Which fused kernel of attention a processor gets, and whether it is counted, varies.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             logits = ours(images(1, size.image))
         assert logits.shape == (1, size.classes)
         assert counter.get_total_flops() / 2e9 == pytest.approx(size.gmac, rel=0.005)
@@ -281,6 +283,9 @@ class TestTraining:
         ours.run_epoch()
         weights = [weight.detach().clone() for weight in twin.parameters()]
         first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+        # Adam divides a gradient by its own size, so one that is nought but for rounding (of the
+        # biases of keys, which softmax does not see) moves its weight a whole step somewhere.
+        told = [torch.ones_like(w, dtype=torch.bool) for w in weights]
         train = small_splits().train
         order = torch.randperm(48, generator=stream(0, "victim", "batches", 0))
         rates = dataclasses.replace(recipe, lr=5e-4)
@@ -289,17 +294,20 @@ class TestTraining:
             rate = rates.learning_rate(k / 2, 1 / 2)
             loss = F.cross_entropy(twin(train.images[rows].float() / 255), train.labels[rows])
             gradients = torch.autograd.grad(loss, list(twin.parameters()))
-            for w, m, v, g, live in zip(
-                weights, first, second, gradients, twin.parameters(), strict=True
+            for w, m, v, g, clear, live in zip(
+                weights, first, second, gradients, told, twin.parameters(), strict=True
             ):
+                clear.logical_and_(g.abs() > 1e-6)
                 m.mul_(0.9).add_(g, alpha=0.1)
                 v.mul_(0.999).add_(g * g, alpha=0.001)
                 mean, square = m / (1 - 0.9 ** (k + 1)), v / (1 - 0.999 ** (k + 1))
                 w.mul_(1 - rate * 0.03).sub_(rate * mean / (square.sqrt() + 1e-8))
                 live.data.copy_(w)
-        for found, expected in zip(ours.network.parameters(), weights, strict=True):
-            # Adam divides small gradients by themselves, rounding errors included.
-            assert (found - expected).abs().max() < 1e-6 + 0.02 * rates.lr
+        for found, expected, clear in zip(ours.network.parameters(), weights, told, strict=True):
+            distances = (found.detach() - expected).abs()
+            assert distances[clear].max() < 0.005 * rates.lr
+            assert distances.max() < 2 * 2 * rates.lr
+        assert sum(int(clear.sum()) for clear in told) > 0.95 * sum(w.numel() for w in weights)
         fresh = training("deit", recipe).network.parameters()
         moved = max((w - p).abs().max() for w, p in zip(weights, fresh, strict=True))
         assert moved > rates.lr
