@@ -18,7 +18,7 @@ from bench.network import Arch, Network
 from bench.recipe import Recipe
 from bench.registry import ARCHS, DEFENSES
 from bench.seeding import stream
-from bench.testing import CPU, small_arch, small_recipe, small_splits, victim
+from bench.testing import CPU, small_arch, small_recipe, small_splits
 from bench.train import Training
 from defenses import dpsgd_sample
 from defenses.dpsgd_sample import (

@@ -152,7 +152,7 @@ def test_kill_minus_nine_anywhere_and_the_same_command_continues(
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # Kill points spread over a run, a little later each time, until one run gets through.
     killed = 0
-    for patience in np.arange(3.0, 60.0, 0.9):
+    for patience in np.geomspace(3.0, 120.0, 30):
         process = subprocess.Popen(
             command,
             cwd=ROOT,

@@ -126,8 +126,10 @@ def test_ceiling_counts_every_convolution_by_its_shape(monkeypatch) -> None:
 
 
 def test_ceiling_is_measured() -> None:
-    top = ceiling.measure(network(), torch.rand(8, 3, 16, 16), torch.bfloat16, CPU)
+    """In float32, since processors without bf16 instructions take minutes for its large product."""
+    top = ceiling.measure(network(), torch.rand(8, 3, 16, 16), torch.float32, CPU)
     assert top.gradients > top.training > 0
+    assert top.products > 0
 
 
 def test_turns_and_ratios() -> None:
