@@ -3,6 +3,7 @@
 import gc
 import itertools
 import weakref
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 import run_bench
+from bench import load_results
 from bench.budget import Budget
 from bench.component import build, parse_one
 from bench.crafting import CPU_CHUNK, Crafting, Monitor
@@ -31,6 +33,7 @@ from bench.running.session import Session
 from bench.seeding import stream
 from bench.testing import small_recipe, small_splits
 from bench.train import Batches, Training
+from tests.realdata import ROOT
 
 CPU = torch.device("cpu")
 TRAIN = small_splits().train
@@ -259,6 +262,30 @@ def test_memory_of_a_gradient_is_what_a_pass_keeps() -> None:
     )
     assert size == 2 * 2 * one
     assert operations == 2 * CostTable(data)(arch)
+
+
+def test_estimates_follow_the_seconds_of_committed_records() -> None:
+    """Between networks of one recipe; those with many small layers are bound by memory."""
+    data = SimpleNamespace(
+        train=SimpleNamespace(
+            classes=tuple(range(10)), image_size=(32, 32), mean=(0.5,) * 3, std=(0.2,) * 3
+        )
+    )
+    costs = CostTable(data)
+    seconds = defaultdict(list)
+    for folder in ("paper-quick-cifar10", "networks-quick-cifar10"):
+        frame = load_results(ROOT / "results" / folder)
+        plain = frame[(frame["method"] == "clean") & (frame["defense"] == "none")]
+        for name, taken in zip(plain["arch"], plain["core_seconds"], strict=True):
+            seconds[name].append(taken)
+    ratios = {
+        name: costs(build(ARCHS, parse_one(f"{name}:width=0.25", ARCHS))) / np.median(taken)
+        for name, taken in seconds.items()
+        if name != "deit"  # attention's kernels
+    }
+    assert {"rn18", "dn121", "vgg16", "googlenet", "senet18", "mobilenetv2"} <= ratios.keys()
+    for name, ratio in ratios.items():
+        assert ratio == pytest.approx(np.median(list(ratios.values())), rel=0.6), name
 
 
 # --- sharing a machine ------------------------------------------------------------------------
