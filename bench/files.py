@@ -6,9 +6,11 @@ Everything is written aside, synced and renamed, but for the arrays of `make_arr
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,6 +20,9 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+NEXT_TO_NOTHING = 64 * 1024
+"""Bytes left on a disk on which the next write fails."""
+
 
 def write_with(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     """Write a file through `fill`; it appears under its name whole or not at all.
@@ -25,6 +30,10 @@ def write_with(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     Args:
         path: where it shall stand; missing folders are made.
         fill: writes the content to the open binary file it is given.
+
+    Raises:
+        OSError: where the file cannot be written; of number ENOSPC, with the folder, where the disk
+            is full, whatever `fill` made of that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -36,8 +45,13 @@ def write_with(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        full = shutil.disk_usage(path.parent).free < NEXT_TO_NOTHING
         temporary.unlink(missing_ok=True)
+        # PyTorch tells no more of a full disk than where its own writing went wrong.
+        if full and isinstance(error, OSError | RuntimeError):
+            text = f"{os.strerror(errno.ENOSPC)}; make room and repeat the command"
+            raise OSError(errno.ENOSPC, text, str(path.parent)) from error
         raise
     _sync_folder(path.parent)
 
