@@ -324,6 +324,19 @@ class TestAdversarialTraining:
         adversarial = defense.attack(twin, images, one_hot(labels), step())
         assert loss.equal(F.cross_entropy(twin(adversarial), one_hot(labels)))
 
+    def test_climbs_the_loss_of_mixed_labels(self) -> None:
+        """A network surer than the label wants is made surer still; the heavier alone, less."""
+        network = Network(nn.Flatten(), 3 * 8 * 8, 2, (0, 0, 0), (1, 1, 1))
+        with torch.no_grad():
+            network.head.weight.mul_(0.1)
+            network.head.bias.copy_(torch.tensor([0.0, 3.0]))  # 95 % for the second class
+        images = 0.2 + 0.6 * some_batch()[0]
+        labels = torch.tensor([0.3, 0.7]).expand(12, 2)
+        adversarial = AdversarialTraining().attack(network, images, labels, step())
+        direction = (network.head.weight[1] - network.head.weight[0]).sign().reshape(3, 8, 8)
+        best = images + 8 / 255 * direction
+        torch.testing.assert_close(adversarial, best, rtol=0, atol=ROUND_OFF)
+
     def test_l2_reaches_the_optimum_of_a_linear_model(self) -> None:
         """The worst image is x - epsilon (w_y - w_other) / |w_y - w_other|, at the full radius."""
         network = Network(nn.Flatten(), 3 * 8 * 8, 2, (0, 0, 0), (1, 1, 1))

@@ -12,17 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bench import Grid, load_results, run
 from bench import record as records
+from bench.data import ImageDataset
 from bench.errors import UsageError
 from bench.files import write_text
 from bench.grid import Cell
+from bench.network import Arch
 from bench.registry import METHODS, ROOT, load_plugin
 from bench.running.plan import Job
 from bench.running.runner import Outcome
 from bench.running.session import Session
 from bench.running.work import Workshop
+from bench.train import Training
 
 SMALL = Grid(
     methods="sham,noise,sep:checkpoints=2",
@@ -328,6 +332,37 @@ def test_holdout_is_kept_from_training_and_evaluated(tmp_path: Path) -> None:
     for record in load_results(tmp_path / "results").to_dict("records"):
         assert record["train_images"] == 80
         assert all(0 <= row["holdout_acc"] <= 1 for row in record["curve"])
+
+
+def test_what_is_held_out_is_released_and_not_trained_on(tmp_path: Path, monkeypatch) -> None:
+    """Suspicion and early stopping look at protected images that the victim never learned."""
+    trained, evaluated = [], []
+    begin, confusion = Training.__init__, Training.confusion
+
+    def watch(self: Training, arch: Arch, released: ImageDataset, *more) -> None:
+        trained.append(released)
+        begin(self, arch, released, *more)
+
+    def watch_too(self: Training, dataset: ImageDataset) -> torch.Tensor:
+        evaluated.append(dataset)
+        return confusion(self, dataset)
+
+    monkeypatch.setattr(Training, "__init__", watch)
+    monkeypatch.setattr(Training, "confusion", watch_too)
+    assert not go(tmp_path, replace(SMALL, methods="noise", holdout=16)).failed
+    (file,) = (tmp_path / "store").rglob("noise-*/released.npz")
+    released = [image.tobytes() for image in np.load(file)["images"]]
+
+    def places(dataset: ImageDataset) -> set[int]:
+        return {released.index(image.numpy().tobytes()) for image in dataset.images}
+
+    (learned,) = [one for one in trained if one.images[0].numpy().tobytes() in released]
+    held = [one for one in evaluated if one.images[0].numpy().tobytes() in released]
+    assert len(held) == 3  # one an epoch; all else is the test set, and the control's
+    for one in held:
+        assert len(places(one)) == 16
+        assert places(one) | places(learned) == set(range(96))
+        assert not places(one) & places(learned)
 
 
 def test_only_the_protected_share_changes(tmp_path: Path) -> None:

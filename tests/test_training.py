@@ -299,6 +299,27 @@ class TestTraining:
         assert row["train_loss"] == pytest.approx(loss, rel=1e-5)
         assert row["train_acc"] == pytest.approx(right)
 
+    def test_accuracy_on_mixed_labels_is_agreement_with_the_heavier(self) -> None:
+        """Never with the labels that the images had before they were mixed."""
+
+        class Mixing(Defense):
+            """Most of every label becomes the next class."""
+
+            def batch(self, images: Tensor, soft: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+                return images, 0.3 * soft + 0.7 * soft.roll(1, dims=1)
+
+        train = small_splits().train
+        recipe = replace(SHORT, batch_size=48, lr=1e-30, flip=False, crop_padding=0)
+        ours = training(recipe=recipe, defense=Mixing())
+        row = ours.run_epoch()
+        guesses = ours.network(train.images.float() / 255).argmax(1)
+        agreeing, before = (
+            (guesses == labels).float().mean().item()
+            for labels in ((train.labels + 1) % 4, train.labels)
+        )
+        assert agreeing != before
+        assert row["train_acc"] == pytest.approx(agreeing)
+
     def test_losses_are_weighted_by_images(self) -> None:
         class Counted(Defense):
             """The loss of a batch is its size."""
