@@ -12,7 +12,8 @@ disc around it, with a weight that falls with their distance and with their diff
     w(p, q) = exp(-|p - q|^2 / (2 sigma_space^2)) exp(-|x_p - x_q|_1^2 / (2 sigma_colour^2)),
 
 the l1 difference over the three channels in grey levels, as in OpenCV. Borders are mirrored without
-repeating them, and the results rounded to 8 bits.
+repeating them, and the results rounded to 8 bits. OpenCV does so for its bilateral filter, but its
+median repeats the outermost pixels.
 """
 
 from __future__ import annotations
