@@ -15,13 +15,13 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.compare.cli import COMMANDS, answer
 from bench.component import number
-from bench.errors import UsageError
+from bench.errors import NOT_RUN, UsageError
 from bench.papers.targets import recipes, titles
 from bench.registry import DEFENSES, REGISTRIES, load_plugin
 from bench.worst_case import SETS
@@ -272,10 +272,16 @@ def run_grid(session: Session, options: dict[str, Any], typed: dict[str, Any]) -
     print(f"{summary(outcome)}, {core_seconds():.0f} core-seconds", file=sys.stderr)
     show_report(session.results, outcome, typed["json"])
     if outcome.failed:
-        for title, reason in outcome.failed.items():
-            print(f"failed: {title}: {reason}", file=sys.stderr)
+        show_failures(outcome.failed)
         return FAILED
     return UNFINISHED if outcome.unfinished else 0
+
+
+def show_failures(failed: Mapping[str, str]) -> None:
+    """Why tasks failed or could not be run, a line each."""
+    for title, reason in failed.items():
+        kind = "not run" if reason.startswith(NOT_RUN) else "failed"
+        print(f"{kind}: {title}: {reason.removeprefix(NOT_RUN)}", file=sys.stderr)
 
 
 def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
@@ -324,8 +330,7 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
     folders = sorted({str(_short(file.parent)) for file in files})
     if files:
         print(f"written: {len(files)} files in {' and '.join(folders)}", file=sys.stderr)
-    for title, reason in ended.failed.items():
-        print(f"failed: {title}: {reason}", file=sys.stderr)
+    show_failures(ended.failed)
     if ended.failed or ended.reasons or ended.undrawn:
         return FAILED
     return UNFINISHED if ended.left else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -72,8 +73,8 @@ class Stack(Joined[Defense], Defense):
         return 1 + sum(part.cost() - 1 for part in self.parts)
 
     def prediction_cost(self) -> float:
-        """That of the part that predicts."""
-        return self._owner("predict").prediction_cost()
+        """Those of the parts together: votes, and the network that each of them takes."""
+        return math.prod(part.prediction_cost() for part in self.parts)
 
     def replaces(self, hook: str) -> bool:
         """Whether any part has it."""

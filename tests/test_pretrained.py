@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import run_bench
 from bench import Grid, run
 from bench.component import build, parse_one
 from bench.data import ImageDataset
@@ -466,6 +467,19 @@ class TestNotRun:
         records += [record("sep", seed=seed, error=error) for seed, error in enumerate(errors)]
         cells = main_table(summarise(records)[0]).cells.set_index("method")
         assert cells.loc["sep"].tolist()[1] == "failed"
+
+
+def test_every_table_of_accuracies_says_what_is_known() -> None:
+    knowing = {"defense": "pretrained-probe", "defense_label": "pretrained-probe"}
+    knowing |= {"side_information": "pretrained-weights", "defense_settings": {"weights": ""}}
+    table = main_table(summarise([record("clean", **knowing), record("sep", **knowing)])[0])
+    assert table.notes[-1] == "pretrained-probe: weights empty; knows pretrained-weights"
+
+
+def test_the_command_line_ends_with_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    run_bench.show_failures({"a": f"{NOT_RUN}no weights", "b": "RuntimeError: no luck"})
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["not run: a: no weights", "failed: b: RuntimeError: no luck"]
 
 
 def test_all_does_not_stand_for_them() -> None:

@@ -81,6 +81,27 @@ def test_every_other_hook_has_one_owner() -> None:
     assert not Stack((Cutout(), Grayscale())).alters_prediction
 
 
+@dataclass(frozen=True)
+class Enlarging(Defense):
+    """A defense whose network takes more pixels."""
+
+    name: ClassVar[str] = "enlarging"
+
+    def build(self, arch: Arch, dataset: ImageDataset, stream: torch.Generator) -> Network:
+        return super().build(arch, dataset, stream)
+
+    def prediction_cost(self) -> float:
+        return 3.0
+
+
+def test_evaluation_costs_what_each_part_makes_it_cost() -> None:
+    """A larger network costs more whether or not it decides how images are classified."""
+    votes = RandomizedSmoothing(votes=7)
+    for parts in ((Cutout(), Enlarging()), (Enlarging(), Cutout())):
+        assert Stack(parts).prediction_cost() == 3
+    assert Stack((votes, Enlarging())).prediction_cost() == 21
+
+
 def test_adversary_and_mixture_by_hand() -> None:
     """`at-linf+mixup` mixes first, and attacks the mixture with its mixed labels."""
     stack = Stack((AdversarialTraining(steps=2), Mixup()))

@@ -140,9 +140,15 @@ def defense_notes(summary: Summary) -> Iterator[str]:
     for name in summary.defenses:
         records = found[name]
         words = dict.fromkeys(word for one in records for word in one.get("defense_notes", []))
+        words |= dict.fromkeys(f"knows {told}" for told in _known(records))
         parts = [_defense_settings(records), _facts(records), ", ".join(words)]
         if any(parts):
             yield f"{name[1]}: {'; '.join(filter(None, parts))}"
+
+
+def _known(records: Iterable[Record]) -> list[str]:
+    """What a defense knows beyond the released images; older records, of none, do not tell."""
+    return sorted({one.get("side_information", "none") for one in records} - {"none"})
 
 
 def _defense_settings(records: Iterable[Record]) -> str:

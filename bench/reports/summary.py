@@ -344,7 +344,7 @@ def value_text(value: Any, name: str = "") -> str:
     if isinstance(value, float):
         radius = name.endswith(("step_size", "epsilon")) and value <= LARGEST_FRACTION
         return fraction(value, "linf" if radius else "l2")
-    return str(value)
+    return str(value) or "empty"
 
 
 def _json(value: Any) -> str:
