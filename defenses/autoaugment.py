@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bench.component import setting
 from bench.data import to_levels, to_unit
-from bench.defense import Defense, Step
+from bench.defense import Defense, SideInformation, Step
 from bench.policies import NAMES, Draws, apply, draw_signs, narrow, scale
 from bench.registry import DEFENSES
 
@@ -124,6 +124,8 @@ class AutoAugment(Defense):
     """Does two operations to every image, by a policy learned for a data set."""
 
     paper: ClassVar[str] = "Cubuk et al., AutoAugment: Learning Strategies from Data, CVPR 2019"
+    # Its choice of operations was trained on clean, labelled images of that data set.
+    side_information: ClassVar[SideInformation] = "public-model"
 
     policy: Literal["cifar10", "imagenet", "svhn"] = setting(
         "cifar10", "the data set that the sub-policies were learned for"

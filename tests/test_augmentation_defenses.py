@@ -299,6 +299,11 @@ def torchvisions_table(policy: str) -> list[Any]:
 
 
 class TestAutoAugment:
+    def test_its_policies_are_knowledge(self) -> None:
+        """Found by training on clean images; the uniform draw of RandAugment needs none."""
+        assert AutoAugment().side_information == "public-model"
+        assert RandAugment().side_information == "none"
+
     @pytest.mark.parametrize("policy", POLICIES)
     def test_table_is_torchvisions(self, policy: str) -> None:
         operations, probabilities, magnitudes = autoaugment.read(policy)
