@@ -24,6 +24,7 @@ from bench.record import read_all
 from bench.registry import ARCHS, DEFENSES
 from bench.reports.summary import summarise
 from bench.reports.tables import main_table
+from bench.running.runner import Outcome, summary
 from bench.seeding import stream
 from bench.testing import ARCH, DATASET, check_defense, small_arch, small_recipe, small_splits
 from bench.train import Training
@@ -480,6 +481,14 @@ def test_the_command_line_ends_with_not_run(capsys: pytest.CaptureFixture[str]) 
     run_bench.show_failures({"a": f"{NOT_RUN}no weights", "b": "RuntimeError: no luck"})
     said = capsys.readouterr().err.splitlines()
     assert said == ["not run: a: no weights", "failed: b: RuntimeError: no luck"]
+
+
+def test_a_run_is_summed_up_with_what_was_not_run() -> None:
+    lacking, broken = f"{NOT_RUN}no weights", "RuntimeError: no luck"
+    assert summary(Outcome([], Path(), {"a": lacking})).endswith("0 s; 1 not run")
+    assert summary(Outcome([], Path(), {"a": broken})).endswith("0 s; 1 tasks FAILED")
+    both = {"a": lacking, "b": broken, "c": lacking}
+    assert summary(Outcome([], Path(), both)).endswith("; 1 tasks FAILED; 2 not run")
 
 
 def test_all_does_not_stand_for_them() -> None:

@@ -398,6 +398,9 @@ def summary(outcome: Outcome) -> str:
     text = f"{done} {kind} in {duration(outcome.seconds)}"
     if outcome.unfinished:
         text += f"; {outcome.unfinished} tasks left: the same command continues"
-    if outcome.failed:
-        text += f"; {len(outcome.failed)} tasks FAILED"
+    lacking = sum(reason.startswith(NOT_RUN) for reason in outcome.failed.values())
+    if len(outcome.failed) > lacking:
+        text += f"; {len(outcome.failed) - lacking} tasks FAILED"
+    if lacking:
+        text += f"; {lacking} not run"
     return text
