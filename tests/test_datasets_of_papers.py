@@ -123,6 +123,8 @@ class Digits:
         for half, (pixels, labels) in self.halves.items():
             file = folder / f"{half}_32x32.mat"
             scipy.io.savemat(file, {"X": pixels, "y": labels}, do_compression=True)
+            with file.open("r+b") as header:
+                header.write(b"MATLAB 5.0 MAT-file".ljust(116))  # without the time of writing
 
 
 def vouch_for_svhn(folder: Path, patch: pytest.MonkeyPatch) -> None:
