@@ -94,7 +94,8 @@ class Crafting:
             composition.
         scratch: folder for partial results, or None to keep none.
         monitor: told about progress.
-        flop_per_gradient: work of one image's input gradient.
+        flop_per_gradient: operations of one image's input gradient.
+        work_per_gradient: the same with what it moves, as time is foretold.
         bytes_per_gradient: memory of one image's input gradient.
         memory: bytes that a chunk's gradient may take, and the images on the device as much.
         gradient_images: input gradients of single images taken so far.
@@ -111,6 +112,7 @@ class Crafting:
     scratch: Path | None = None
     monitor: Monitor = field(default_factory=Monitor)
     flop_per_gradient: float = 0.0
+    work_per_gradient: float = 0.0
     bytes_per_gradient: float = 0.0
     memory: float = math.inf
     gradient_images: int = 0
@@ -167,7 +169,7 @@ class Crafting:
     def spend(self, gradient_images: int) -> None:
         """Count input gradients."""
         self.gradient_images += gradient_images
-        self.monitor.advance(gradient_images * self.flop_per_gradient)
+        self.monitor.advance(gradient_images * self.work_per_gradient)
 
     def each_chunk(
         self,

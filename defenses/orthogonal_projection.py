@@ -17,9 +17,9 @@ projected run; here the projection is alone. The script's batches follow the ord
 which is a random one for CIFAR-10; here it is drawn, for data that lie sorted by class. The script
 starts from PyTorch's random weights, the fit here from zeros, so that its rows add up to zero and
 span one dimension less than there are classes; QR completes them by a direction that round-off
-decides, which holds little of an image but differs between machines. On a set
-below 50 000 images the fit takes as many steps as on 50 000, since a few epochs of few steps would
-find no direction at all.
+decides, which holds little of an image but differs between machines. On a set below 50 000 images
+the fit takes as many steps as on 50 000, since a few epochs of few steps would find no direction at
+all.
 
 Defenses behind it that work on 8-bit images, such as `jpeg`, or that clip, such as `random-noise`,
 cut off what leaves [0, 1].

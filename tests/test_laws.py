@@ -179,7 +179,14 @@ class TestTestImages:
                 "part",
                 "scratch",
             ),
-            *("monitor", "flop_per_gradient", "bytes_per_gradient", "memory", "gradient_images"),
+            *(
+                "monitor",
+                "flop_per_gradient",
+                "work_per_gradient",
+                "bytes_per_gradient",
+                "memory",
+                "gradient_images",
+            ),
         }
 
     def test_crafted_sets_do_not_depend_on_them(self) -> None:

@@ -257,11 +257,12 @@ def test_memory_of_a_gradient_is_what_a_pass_keeps() -> None:
     arch = build(ARCHS, parse_one("vgg16:width=0.1", ARCHS))
     one, two = (CostTable(data).of(arch).saved for _ in range(2))
     assert one == two > 16 * 16 * 6  # the first layer's activations alone
-    operations, size = CostTable(data).of_gradient(
+    operations, work, size = CostTable(data).of_gradient(
         build(METHODS, parse_one("sep:surrogate=(vgg16:width=0.1)", METHODS)), "bf16"
     )
     assert size == 2 * 2 * one
-    assert operations == 2 * CostTable(data)(arch)
+    assert operations == 2 * CostTable(data).of(arch).forward
+    assert work == 2 * CostTable(data)(arch) > operations
 
 
 def test_estimates_follow_the_seconds_of_committed_records() -> None:

@@ -163,7 +163,7 @@ class _Planner:
                 if self._craft(part, part.called(canonical(part.method, METHODS))):
                     needs.add(key_of(part.identity))
             images = self._protected(job)
-            work = job.method.gradient_images(images) * self._cost.of_gradient(job.method)[0]
+            work = job.method.gradient_images(images) * self._cost.of_gradient(job.method)[1]
             size = self._data.train.images.numel()
             self.tasks[key] = Task(
                 key,
@@ -242,19 +242,21 @@ class CostTable:
         """Work of one image's forward pass, in operations."""
         return self.of(arch).work
 
-    def of_gradient(self, method: Method, precision: Precision = "fp32") -> tuple[float, float]:
-        """Work and bytes of one image's input gradient through a method's networks.
+    def of_gradient(
+        self, method: Method, precision: Precision = "fp32"
+    ) -> tuple[float, float, float]:
+        """Operations, work and bytes of one image's input gradient through a method's networks.
 
-        The mean of the work, the most of the bytes; zeros if it has none.
+        The means of the first two, the most of the bytes; zeros if it has none.
         """
         archs = [build(ARCHS, parse_one(text, ARCHS)) for text in method.differentiates()]
         if not archs:
-            return 0.0, 0.0
+            return 0.0, 0.0, 0.0
         costs = [self.of(arch) for arch in archs]
         # As much again for gradients and for what convolutions need to work in.
         size = 2 * max(c.saved for c in costs) * (2 if precision == "bf16" else 4)
-        forward = sum(c.work for c in costs) / len(costs)
-        return PASSES_PER_GRADIENT * forward, size
+        passes = PASSES_PER_GRADIENT / len(costs)
+        return passes * sum(c.forward for c in costs), passes * sum(c.work for c in costs), size
 
     def of(self, arch: Arch) -> Cost:
         """All that is known of it."""

@@ -189,7 +189,7 @@ class Workshop:
     def _crafting(self, job: CraftJob) -> Crafting:
         """What a method works with."""
         train = self._data.train
-        operations, size = self._cost.of_gradient(job.method, job.precision)
+        operations, work, size = self._cost.of_gradient(job.method, job.precision)
         return Crafting(
             dataset=train,
             rows=self._data.rows,
@@ -200,6 +200,7 @@ class Workshop:
             trained=lambda number: self._trained(job.surrogates[number], job.precision),
             part=lambda n: self._released(artifact_of(self._store, job.parts[n])).images,
             flop_per_gradient=operations,
+            work_per_gradient=work,
             bytes_per_gradient=size,
             memory=self._memory,
         )
