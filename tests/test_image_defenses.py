@@ -29,7 +29,7 @@ from defenses.filters import BilateralFilter, MedianFilter
 from defenses.grayscale import Grayscale
 from defenses.jpeg import Jpeg
 from defenses.none import NoDefense
-from defenses.orthogonal_projection import OrthogonalProjection
+from defenses.orthogonal_projection import OrthogonalProjection, initial_weights
 from defenses.orthogonal_regularization import OrthogonalRegularization, penalty
 from defenses.random_kernel import RandomKernel
 from defenses.random_noise import RandomNoise
@@ -302,16 +302,32 @@ class TestOrthogonalProjection:
     def test_what_is_left_is_orthogonal_to_what_was_fitted(self) -> None:
         images = self.shortcut()
         defense = OrthogonalProjection()
-        order = torch.randperm(len(images), generator=stream(0, "test"))
-        weights = defense.fit(dataset(images), order)
+        draws = stream(0, "test")  # the one that `prepared` gives
+        order = torch.randperm(len(images), generator=draws)
+        start = initial_weights(dataset(images), draws)
+        weights = defense.fit(dataset(images), order, start)
         rest = prepared(defense, images).flatten(1)
         assert (rest @ weights.T).abs().max() < 1e-3 * (images.flatten(1) @ weights.T).abs().max()
         before = torch.linalg.matrix_rank(images.flatten(1), rtol=1e-4)
-        # The weights of a softmax add up to zero, so K classes have K - 1 directions; QR completes
-        # them by one that is arbitrary.
         assert before - torch.linalg.matrix_rank(rest, rtol=1e-4) == CLASSES
         removed = images.flatten(1) - rest
         assert (removed * rest).sum(1).abs().max() < 1e-2  # Pythagoras: it is a projection
+
+    def test_round_off_decides_no_direction(self) -> None:
+        """From zero weights one of them would be left to it: on CIFAR-10 it is the mean image."""
+        images = dataset(self.shortcut())
+        start = initial_weights(images, stream(0, "test"))
+        weights = OrthogonalProjection().fit(images, torch.arange(len(images)), start)
+        sizes = torch.linalg.svdvals(F.normalize(weights.T, dim=0))
+        assert sizes.min() > 0.05
+
+    def test_the_fit_begins_as_a_linear_layer_does(self) -> None:
+        start = initial_weights(dataset(self.shortcut()), stream(0, "test"))
+        theirs = nn.Linear(192, CLASSES, bias=False).weight
+        assert start.shape == theirs.shape
+        assert start.abs().max() <= 192**-0.5
+        assert start.std().item() == pytest.approx(192**-0.5 / 3**0.5, rel=0.05)
+        assert theirs.std().item() == pytest.approx(192**-0.5 / 3**0.5, rel=0.05)
 
     def test_a_linear_shortcut_disappears(self) -> None:
         images = self.shortcut()
@@ -319,7 +335,8 @@ class TestOrthogonalProjection:
 
         def accuracy(train: Tensor) -> float:
             """Of a linear classifier on images that it was not fitted to."""
-            weights = defense.fit(dataset(train[:200]), torch.arange(200))
+            start = torch.zeros(CLASSES, 192)
+            weights = defense.fit(dataset(train[:200]), torch.arange(200), start)
             guess = (train[200:].flatten(1) @ weights.T).argmax(1)
             return (guess == torch.arange(200) % CLASSES).float().mean().item()
 
@@ -330,7 +347,8 @@ class TestOrthogonalProjection:
         """Batches of unequal size in a given order, a step after the other."""
         images = self.shortcut(5)
         defense = OrthogonalProjection(epochs=1, batch_size=2, lr=0.3)
-        weights = np.zeros((CLASSES, 192))
+        start = initial_weights(dataset(images), stream(0, "start"))
+        weights = start.double().numpy().copy()
         flat = images.flatten(1).double().numpy()
         for number in range(50):
             lr = 0.3 * 0.1 ** sum(number >= 50 * s for s in (0.5, 0.75))
@@ -344,7 +362,7 @@ class TestOrthogonalProjection:
             weights -= lr * gradient
         monkeypatch.setattr("defenses.orthogonal_projection.LEAST_IMAGES", 100)
         order = torch.tensor([3, 1, 0, 4, 2])
-        ours = defense.fit(dataset(images), order).double().numpy()
+        ours = defense.fit(dataset(images), order, start).double().numpy()
         np.testing.assert_allclose(ours, weights, atol=1e-5)
 
     def test_large_data_are_converted_batch_by_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
