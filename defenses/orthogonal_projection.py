@@ -12,10 +12,10 @@ the released images as rows of X (n x d), flattened, in [0, 1]:
 Perturbations that a linear classifier tells apart by class, such as LSP and OPS, lie in these
 directions. The projected images leave [0, 1], and are not clipped; test images stay as they are.
 
-Like the paper's, the fit starts from the small random weights that PyTorch gives a linear layer. It
-matters: softmax regression leaves the sum of the rows of W as it began, and from zeros the rows span
-one dimension less than there are classes. QR then completes them by whatever round-off left, which
-is the mean image: five sixths of the energy of CIFAR-10, of which test images lose nothing.
+Like the paper's, the fit starts from the small random weights that PyTorch gives a linear layer.
+It matters: softmax regression leaves the sum of the rows of W as it began, and from zeros the rows
+span one dimension less than there are classes. QR then completes them by whatever round-off left,
+which is the mean image: five sixths of the energy of CIFAR-10, of which test images lose nothing.
 
 Departures. The paper's script also turns on rotation, shear, colour jitter and CutMix for the
 projected run; here the projection is alone. The script's batches follow the order of the data,
