@@ -34,7 +34,8 @@ AUTO = (
     "cutout",  # single pixels and patches
     "cutmix",  # shortcuts that do not need the whole image
     "mixup",  # shortcuts that do not survive averaging
-    "random-kernel",  # class-wise convolutions
+    "random-kernel",  # patterns that one convolution destroys
+    "coin",  # class-wise convolutions
     "orthogonal-projection",  # linearly separable, class-wise patterns
     "ueraser-max",  # error-minimising perturbations, by augmentations of the highest loss
     "at-linf",  # anything inside a small l∞ ball
@@ -45,6 +46,9 @@ AUTO_FAST = ("none", "grayscale", "jpeg", "orthogonal-projection", "ueraser-lite
 
 SETS: Mapping[str, tuple[str, ...]] = {"auto": AUTO, "auto-fast": AUTO_FAST}
 """Names that stand for several defenses in `--defenses`; the members have no settings."""
+
+READING = "early-stopping"
+"""What others count as a defense, and is read off every curve here."""
 
 TIE = 1e-9
 """A mean accuracy is higher than another only if it is by more than this."""
@@ -57,10 +61,15 @@ def expand(text: str) -> str:
         text: as typed, for instance "auto-fast,dpsgd-batch".
 
     Raises:
-        UsageError: if a set is given settings or joined with something.
+        UsageError: if a set is given settings or joined with something, or for early stopping.
     """
     pieces: list[str] = []
     for piece in split(text):
+        if piece == READING:
+            raise UsageError(
+                f"'{READING}' is no training of its own: add --holdout 500 (images that are kept "
+                "from training), and the tables tell what it would have given"
+            )
         names = {part.partition(":")[0].strip() for part in piece.split("+")} & set(SETS)
         setting = "=" in piece.partition(":")[0] and pieces and pieces[-1] in SETS
         if piece not in SETS and (setting or names):

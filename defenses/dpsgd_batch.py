@@ -48,6 +48,10 @@ class BatchGradientShaping(Defense):
         if not 0 < self.clip < math.inf or not 0 <= self.noise < math.inf:
             raise ValueError("clip must be above 0, noise must not be negative, both finite")
 
+    def cost(self) -> float:
+        """As measured: a quarter ResNet-18, 64 images, one thread, 1.15 and 1.3 plain steps."""
+        return 1.2
+
     def backward(self, network: Network, images: Tensor, soft_labels: Tensor, step: Step) -> Tensor:
         """Gradients of the mean loss, clipped together and then noised."""
         loss = super().backward(network, images, soft_labels, step)

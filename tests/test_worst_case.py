@@ -118,6 +118,12 @@ def test_sets_take_no_settings_and_are_not_joined(typed: str) -> None:
         expand(typed)
 
 
+@pytest.mark.parametrize("typed", ["early-stopping", "none, early-stopping"])
+def test_early_stopping_is_no_defense_but_a_reading(typed: str) -> None:
+    with pytest.raises(UsageError, match="--holdout 500"):
+        expand(typed)
+
+
 def test_sets_are_listed_and_helped_without_torch(capsys) -> None:
     assert run_bench.main(["--list"]) == 0
     listed = capsys.readouterr().out
@@ -139,7 +145,7 @@ def test_sets_are_listed_and_helped_without_torch(capsys) -> None:
 def test_the_title_says_over_what() -> None:
     assert title_of(AUTO) == "worst case (auto)"
     assert title_of([*reversed(AUTO_FAST), "mixup"]) == "worst case (auto-fast and 1 more)"
-    assert title_of(AUTO[1:]) == "worst of 12"
+    assert title_of(AUTO[1:]) == "worst of 13"
     assert title_of([*AUTO, "ueraser-lite"]) == "worst case (auto and 1 more)"
 
 
