@@ -323,6 +323,20 @@ def test_a_failed_cell_beside_done_ones_is_named_in_the_overview() -> None:
     assert texts.count("failed") == 1
 
 
+def test_many_defenses_stand_side_by_side_on_a_page() -> None:
+    names = [f"d{i:02}" for i in range(30)]
+    records = [
+        record(method, defense=name, defense_label=name)
+        for name in names
+        for method in ("clean", "sep", "ule")
+    ]
+    figure = overview_figure(summary(records))
+    width, height = figure.get_size_inches()
+    assert height < 1.2 * width + 8
+    assert [axes.get_ylabel() for axes in figure.axes] == names
+    assert all(len(axes.get_yticklabels()) == 3 for axes in figure.axes)
+
+
 def test_methods_keep_their_looks() -> None:
     both = realistic(seeds=1) + realistic(seeds=1, craft_seed=1)
     looks = styles(summarise(both))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ USUAL_LINES, LINE_HEIGHT = 4, 0.13
 """Lines of a caption that every figure has room for, and the height of one more, in inches."""
 LEADER = 18
 """Points between a panel and a name beside it, enough for the look of the line that it names."""
+PAGE_LINES, PANEL_GAP = 48, 1.4
+"""Lines of the overview above each other, and how many of them are between two of its panels."""
 NAME_HEIGHT = 12.9
 """Height of a method's name in percent of a panel one inch high."""
 
@@ -405,36 +407,61 @@ def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) 
         label: [row for row in summary.rows if summary.defense_of(row) == (name, label)]
         for name, label in summary.defenses
     }
+    stacks = _stacked(parts)
+    height = max(map(_lines, stacks))
     with plain_style():
-        figure = Figure(figsize=_overview_size(parts, columns), layout="constrained")
-        heights = [len(rows) for rows in parts.values()]
-        grid = figure.subplots(
-            len(parts), len(columns), sharex=True, squeeze=False, height_ratios=heights
-        )
+        size = _overview_size(height, len(columns) * len(stacks))
+        figure = Figure(figsize=size, layout="constrained")
         texts, marked = settle([_mean(summary, row, c) for c in columns] for row in summary.rows)
         means = dict(zip(summary.rows, texts, strict=True))
-        for (label, rows), line in zip(parts.items(), grid, strict=True):
-            for place, (column, axes) in enumerate(zip(columns, line, strict=True)):
-                beside = [means[row][place] for row in rows]
-                _draw_dots(axes, summary, rows, column, looks, beside)
-            names = [brief(summary.method_label(row)) for row in rows]
-            line[0].set_yticks(range(len(rows)), names)
-            line[0].set_ylabel(label if len(parts) > 1 else "")
-        for column, axes in zip(columns, grid[0], strict=True):
-            axes.set_title(str(column))
-        for axes in grid[-1]:
-            axes.set_xlabel("accuracy (%)")
+        for side, stack in zip(
+            figure.subfigures(1, len(stacks), squeeze=False)[0], stacks, strict=True
+        ):
+            # What a stack lacks stays empty below it, so that a line is equally high in all.
+            heights = [*map(len, stack.values()), max(height - _lines(stack), 1e-3)]
+            grid = side.subplots(len(heights), len(columns), squeeze=False, height_ratios=heights)
+            for axes in grid[-1]:
+                axes.remove()
+            for (label, rows), line in zip(stack.items(), grid[:-1], strict=True):
+                for place, (column, axes) in enumerate(zip(columns, line, strict=True)):
+                    beside = [means[row][place] for row in rows]
+                    _draw_dots(axes, summary, rows, column, looks, beside)
+                    axes.tick_params(labelbottom=False)
+                names = [brief(summary.method_label(row)) for row in rows]
+                line[0].set_yticks(range(len(rows)), names)
+                line[0].set_ylabel(brief(label) if len(parts) > 1 else "")
+            for column, axes in zip(columns, grid[0], strict=True):
+                axes.set_title(str(column))
+            for axes in grid[-2]:
+                axes.tick_params(labelbottom=True)
+                axes.set_xlabel("accuracy (%)")
         seeds = victim_seeds(len(group.done) for group in summary.groups.values())
         title = f"final clean test accuracy, {seeds}"
         entitle(figure, summary, title, [OVERVIEW_NOTE, *marked])
     return figure
 
 
-def _overview_size(parts: Mapping[str, Sequence[Row]], columns: Sized) -> tuple[float, float]:
+def _stacked(parts: Mapping[str, Sequence[Row]]) -> list[dict[str, Sequence[Row]]]:
+    """Panels in as few stacks as fit a page, of about equal height."""
+    lines = _lines(parts)
+    wanted = lines / -(-lines // PAGE_LINES)
+    stacks: list[dict[str, Sequence[Row]]] = [{}]
+    for label, rows in parts.items():
+        if stacks[-1] and _lines(stacks[-1]) + len(rows) / 2 > wanted:
+            stacks.append({})
+        stacks[-1][label] = rows
+    return stacks
+
+
+def _lines(parts: Mapping[str, Sequence[Row]]) -> float:
+    """Height of panels one above the other, in lines of text."""
+    return sum(len(rows) + PANEL_GAP for rows in parts.values())
+
+
+def _overview_size(lines: float, panels: int) -> tuple[float, float]:
     """Width and height in inches: wide panels while they are few, a line of text a row."""
-    panel = 2.6 if len(columns) < 3 else 1.7
-    lines = sum(map(len, parts.values()))
-    return max(1.4 + panel * len(columns), 4.6), 1.3 + 0.21 * lines + 0.3 * len(parts)
+    panel = 2.6 if panels < 3 else 1.7
+    return max(1.4 + panel * panels, 4.6), 1.3 + 0.21 * lines
 
 
 def _mean(summary: Summary, row: Row, column: Column) -> str | Number:
