@@ -5,11 +5,17 @@ The adaptive defense that Sadasivan et al., "CUDA: Convolution-based Unlearnable
 every step, with a k x k filter s_c and an offset b_c for each class c, shared by the colours,
 
 1. draw s and b, uniform in (-1/k, 1/k), as PyTorch starts a transposed convolution;
-2. ten times  (s, b) <- clip((s, b) + alpha grad CE(f_w(t(x)), y), -5, 5),
-   where t(x) = x * s_y + b_y, each image rescaled to [0, 1] by its least and greatest value;
-3. learn from t(x).
+2. ten times  (s_c, b_c) <- clip((s_c, b_c) + alpha grad L_c, -5, 5)  for every class c,
+   L_c the mean of CE(f_w(x * s_c + b_c), c) over its images in the batch;
+3. rescale each x * s_y + b_y to [0, 1] by its least and greatest value, and learn from it.
 
 k = 7, alpha = .1. The paper has 39.1, 46.2 and 38.5 % for k = 3, 5 and 7 on CIFAR-10.
+
+So the search does not know that images will be rescaled, and spends part of its way on brightness
+and scale, which that takes back. `rescale=within` rescales in every step and climbs through it:
+another, far stronger adversary. On a quarter ResNet-18 after two epochs, with a cross-entropy of 2.3
+on batches of 64 as they are and 2.7 under filters as drawn, the released search ended at 3.1, this
+one at 3.2, and that one at 5.2 to 6.1.
 
 Departures. The released code leaves the network in train mode while it searches, so that the search
 moves the batch statistics; here it rests. A transposed convolution of stride 1 is a convolution
@@ -42,12 +48,17 @@ LARGEST = 5.0
 class DeconvolutionTraining(Defense):
     """Trains on images under class-wise filters that make the present network fail."""
 
+    # Version 1 always rescaled within the search, and took the mean loss of the batch.
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Sadasivan et al., CUDA, CVPR 2023"
 
     kernel: int = setting(7, "k, side of the filters, in pixels, odd")
     step_size: float = setting(0.1, "alpha")
     steps: int = setting(10, "updates of the filters")
     start: Literal["random", "identity"] = setting("random", "the filters before the first update")
+    rescale: Literal["after", "within"] = setting(
+        "after", "whether images are rescaled after the search alone, or within it, too"
+    )
 
     def __post_init__(self) -> None:
         if self.kernel < 1 or self.kernel % 2 == 0:
@@ -78,18 +89,22 @@ class DeconvolutionTraining(Defense):
         """
         device, owners = images.device, soft_labels.argmax(1)
         filters, offsets = (sent(part, device) for part in self.draw(step.classes, step.stream))
+        shares = 1 / F.one_hot(owners, step.classes).sum(0)[owners]
         with at_rest(network):
             for _ in range(self.steps):
                 filters.requires_grad_()
                 offsets.requires_grad_()
-                changed = transformed(images, filters[owners], offsets[owners])
-                loss = F.cross_entropy(network(changed), soft_labels)
-                gradients = torch.autograd.grad(loss, (filters, offsets))
+                changed = filtered(images, filters[owners], offsets[owners])
+                if self.rescale == "within":
+                    changed = rescaled(changed)
+                losses = F.cross_entropy(network(changed), soft_labels, reduction="none")
+                # The sum of the classes' means: a filter's gradient is that of its own class's.
+                gradients = torch.autograd.grad((losses * shares).sum(), (filters, offsets))
                 filters, offsets = (
                     (part.detach() + self.step_size * gradient).clamp(-LARGEST, LARGEST)
                     for part, gradient in zip((filters, offsets), gradients, strict=True)
                 )
-        return transformed(images, filters[owners], offsets[owners])
+        return rescaled(filtered(images, filters[owners], offsets[owners]))
 
     def draw(self, classes: int, stream: torch.Generator) -> tuple[Tensor, Tensor]:
         """Filters (classes, k, k) and offsets (classes,) to start from."""
@@ -102,8 +117,8 @@ class DeconvolutionTraining(Defense):
         return filters / self.kernel, offsets / self.kernel
 
 
-def transformed(images: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
-    """Each image under its own filter, rescaled to span [0, 1].
+def filtered(images: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
+    """Each image under its own filter.
 
     Args:
         images: (b, 3, h, w) float32.
@@ -111,7 +126,7 @@ def transformed(images: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
         offsets: (b,).
 
     Returns:
-        (b, 3, h, w); an image of one value becomes zero.
+        (b, 3, h, w), of any range.
     """
     count, channels, height, width = images.shape
     side = filters.shape[-1]
@@ -119,6 +134,10 @@ def transformed(images: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
     weights = filters.repeat_interleave(channels, 0)[:, None]
     shifts = offsets.repeat_interleave(channels)
     moved = F.conv2d(flat, weights, shifts, padding=side // 2, groups=count * channels)
-    moved = moved.reshape(images.shape)
-    low, high = moved.amin((1, 2, 3), keepdim=True), moved.amax((1, 2, 3), keepdim=True)
-    return (moved - low) / (high - low).clamp_min(1e-12)
+    return moved.reshape(images.shape)
+
+
+def rescaled(images: Tensor) -> Tensor:
+    """Each image moved and stretched to span [0, 1]; one of a single value becomes zero."""
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp_min(1e-12)

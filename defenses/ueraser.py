@@ -29,9 +29,9 @@ Departures. The code takes T from kornia, which draws from global generators.
   the nearest to kornia's, which moves a little further (half the side against .45) and posterises
   more; `space=wide` takes those that the authors of TrivialAugment prefer. Images are rounded to
   8 bits for it.
-- kornia's fractals start from values that are too small by a factor of three in places, so that it
-  darkens images and takes contrast from them, the smoother the more: the mean of p is .39 at
-  roughness .3. Here it is 1/2. Differences of neighbouring pixels agree.
+- kornia's fractals (0.6.12; mended since) start from values that are too small by a factor of three
+  in places, so that it darkens images and takes contrast from them, the smoother the more: the mean
+  of p is some .4 at roughness .3. Here it is 1/2. Differences of neighbouring pixels agree.
 - Its loss takes gradients through all K versions in train mode. Only the worst one has a gradient,
   so the others are computed without, (K + 3) / 3 times the work of plain training instead of K;
   the worst is chosen by the network in eval mode, in which K passes leave batch statistics alone.

@@ -24,7 +24,7 @@ from bench.testing import small_arch, small_splits
 from defenses.bit_depth import BitDepth
 from defenses.coin import Coin, resampled
 from defenses.cutmix import CutMix
-from defenses.deconvolution_at import DeconvolutionTraining, transformed
+from defenses.deconvolution_at import DeconvolutionTraining, filtered, rescaled
 from defenses.filters import BilateralFilter, MedianFilter
 from defenses.grayscale import Grayscale
 from defenses.jpeg import Jpeg
@@ -476,14 +476,62 @@ class TestDeconvolution:
         images, _ = some_batch(4)
         filters = torch.randn(4, 3, 3, generator=stream(0, "k"))
         offsets = torch.randn(4, generator=stream(0, "o"))
-        ours = transformed(images, filters, offsets)
-        for i, c in itertools.product(range(4), range(3)):
-            moved = F.conv2d(images[i, c][None, None], filters[i][None, None], padding=1)[0, 0]
-            moved_all = F.conv2d(images[i][:, None], filters[i][None, None], padding=1)
-            low, high = moved_all.min(), moved_all.max()
-            torch.testing.assert_close(ours[i, c], (moved - low) / (high - low))
+        moved = filtered(images, filters, offsets)
+        ours = rescaled(moved)
+        for i in range(4):
+            each = F.conv2d(images[i][:, None], filters[i][None, None], padding=1)[:, 0]
+            torch.testing.assert_close(moved[i], each + offsets[i])
+            low, high = each.min(), each.max()
+            torch.testing.assert_close(ours[i], (each - low) / (high - low))
         assert ours.amin((1, 2, 3)).eq(0).all()
         assert ours.amax((1, 2, 3)).eq(1).all()
+
+    @pytest.mark.parametrize("rescale", ["after", "within"])
+    def test_a_step_against_each_class_alone(
+        self, rescale: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A filter climbs the mean loss of its own class, however many images that has."""
+        found: list[Tensor] = []
+
+        def watch(images: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
+            found[:] = [filters.detach(), offsets.detach()]
+            return filtered(images, filters, offsets)
+
+        monkeypatch.setattr("defenses.deconvolution_at.filtered", watch)
+        images, labels = some_batch()
+        labels = labels.clone()
+        labels[1:] = labels[1]  # one image of class 0, and all others of class 1
+        owners = labels.argmax(1)
+        assert owners.tolist() == [0, *[1] * (len(labels) - 1)]
+        network = small_network().eval()
+        defense = DeconvolutionTraining(steps=1, rescale=rescale)  # type: ignore[arg-type]
+        starts = defense.draw(CLASSES, step().stream)
+        defense.attack(network, images, labels, step())
+        for label in (0, 1):
+            mine = owners == label
+            parts = [part[label].clone().requires_grad_() for part in starts]
+            shown = filtered(
+                images[mine], *(part[None].expand(mine.sum(), *part.shape) for part in parts)
+            )
+            shown = rescaled(shown) if rescale == "within" else shown
+            loss = F.cross_entropy(network(shown), labels[mine])
+            for part, gradient, ours in zip(
+                parts, torch.autograd.grad(loss, parts), found, strict=True
+            ):
+                torch.testing.assert_close(ours[label], part.detach() + 0.1 * gradient)
+
+    def test_rescaling_within_makes_offsets_idle(self) -> None:
+        """A sum that is taken back from every pixel moves nothing: the two searches differ."""
+        images, labels = some_batch()
+        network = small_network().eval()
+        sizes = []
+        for change in (rescaled, lambda shown: shown):
+            offsets = torch.zeros(len(images), requires_grad=True)
+            filters = torch.randn(len(images), 3, 3, generator=stream(0, "k")).requires_grad_()
+            loss = F.cross_entropy(network(change(filtered(images, filters, offsets))), labels)
+            by_filter, by_offset = torch.autograd.grad(loss, (filters, offsets))
+            sizes.append((by_offset.norm() / by_filter.norm()).item())
+        assert sizes[0] < 1e-3 < sizes[1]
 
     def test_identity_without_a_step_leaves_images_that_span_the_range(self) -> None:
         images, labels = some_batch()
@@ -521,9 +569,9 @@ class TestDeconvolution:
 
         def watch(images: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
             seen.append(filters.detach())
-            return transformed(images, filters, offsets)
+            return filtered(images, filters, offsets)
 
-        monkeypatch.setattr("defenses.deconvolution_at.transformed", watch)
+        monkeypatch.setattr("defenses.deconvolution_at.filtered", watch)
         images, labels = some_batch()
         defense = DeconvolutionTraining(step_size=1e6)
         defense.attack(small_network(), images, labels, step())
