@@ -4,7 +4,6 @@ import ast
 import importlib
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -118,16 +117,15 @@ def test_packages_are_those_of_this_checkout(package: str) -> None:
     assert Path(str(module.__file__)).parent == ROOT / package
 
 
-def test_listing_imports_no_torch_and_is_quick() -> None:
+def test_listing_imports_nothing_slow() -> None:
+    """Half a second on an idle machine, where torch alone would take several."""
     code = (
         "import sys, run_bench; run_bench.main(['--list']); "
         "assert not {'torch', 'numpy', 'timm', 'pandas'} & set(sys.modules)"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "sep-fa-vr" in done.stdout
-    assert time.perf_counter() - started < 5  # half a second on an idle machine
 
 
 def test_help_needs_no_torch() -> None:
