@@ -8,9 +8,9 @@ of one as a matrix with a row a filter,
     loss = CE + beta  sum over layers  |W W^T - I|_F^2
 
 with the weight 1e-4 of Brock et al., "Large Scale GAN Training for High Fidelity Natural Image
-Synthesis" (ICLR 2019), who leave the diagonal out. Do not expect much of it: with weight decay 5e-4
-rows shrink whatever their length, and on a quarter ResNet-18 in training the penalty is .05 beside a
-cross-entropy of 1.7, its gradient a thousandth of that one's.
+Synthesis" (ICLR 2019), who leave the diagonal out. Do not expect much of it: with weight decay
+5e-4 rows shrink whatever their length, and on a quarter ResNet-18 in training the penalty is .05
+beside a cross-entropy of 1.7, its gradient a thousandth of that one's.
 
 With more filters than inputs, W W^T cannot be the identity; the smaller product, W^T W, is taken
 there. It has nothing in common with `orthogonal-projection` but the word.
