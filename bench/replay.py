@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -102,11 +103,17 @@ def cuda_graph(compute: Callable[[], Learned]) -> tuple[Learned, Callable[[], No
     return learned, graph.replay
 
 
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all trainings: libraries keep a workspace, 65 MB here, for every stream they meet."""
+    return torch.cuda.Stream(device)
+
+
 def _aside(compute: Callable[[], Learned], device: torch.device) -> Learned:
     """Compute on another stream, as PyTorch asks for before a recording."""
     if device.type != "cuda":
         return compute()
-    here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    here, side = torch.cuda.current_stream(device), _side_stream(device)
     side.wait_stream(here)
     with torch.cuda.stream(side):
         learned = compute()

@@ -27,7 +27,7 @@ K = TypeVar("K", bound=Hashable)
 
 AUTO = (
     "none",
-    "grayscale",  # colour: class-wise tints, CUDA's filters in part
+    "grayscale",  # colour, such as class-wise tints
     "jpeg",  # whatever is small and of high frequency
     "bit-depth",  # whatever is smaller than a coarse grey level
     "gaussian-blur",  # high frequencies again, without block edges
