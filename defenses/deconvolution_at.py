@@ -14,8 +14,8 @@ k = 7, alpha = .1. The paper has 39.1, 46.2 and 38.5 % for k = 3, 5 and 7 on CIF
 So the search does not know that images will be rescaled, and spends part of its way on brightness
 and scale, which that takes back. `rescale=within` rescales in every step and climbs through it:
 another, far stronger adversary. On a quarter ResNet-18 after two epochs, with a cross-entropy of
-2.3 on batches of 64 as they are and 2.7 under filters as drawn, the released search ended at 3.1,
-this one at 3.2, and that one at 5.2 to 6.1.
+2.3 on batches of 64 as they are and 2.7 under filters as drawn, this search ended at 3.1 to 3.2 and
+that one at 5.2 to 6.1; one written after the released code, on other batches, at 3.1.
 
 Departures. The released code leaves the network in train mode while it searches, so that the search
 moves the batch statistics; here it rests. A transposed convolution of stride 1 is a convolution
