@@ -34,6 +34,7 @@ from bench.reports.flags import (
     NO_CONTROL,
     ONE_CLASS,
     OTHERWISE,
+    RECRAFTED,
     UNCHECKED,
     WEAK_CONTROL,
     Flag,
@@ -163,6 +164,38 @@ def test_rounded_training_is_marked_where_a_recipe_asks_for_exact(recipe: str) -
         assert (OTHERWISE in flags(made, Group())) == (exact and precision == "bf16")
 
 
+AUDIT = {"mean_l2": 1.3520576171875, "share_changed": 0.9378045572916667, "max_levels": 8}
+"""What an audit may hold."""
+NEARLY = AUDIT | {"mean_l2": 1.3520579}  # the same images, added up in another order
+ANEW = AUDIT | {"mean_l2": 1.3522, "share_changed": 0.9381}  # the nearest seen of two machines
+
+
+def drawn(audits: list[dict[str, Any]], **more: Any) -> list[bool]:
+    """Which of some victims, in the order in which they finished, are of another crafted set."""
+    records = [
+        record("ule", seed=seed, key=str(seed), finished=f"{seed}", audit=audit, **more)
+        for seed, audit in enumerate(audits)
+    ]
+    (summary,) = summarise(reversed(records))
+    return [RECRAFTED in flags(Group((one,)), Group()) for one in summary.records]
+
+
+def test_victims_of_a_set_that_was_crafted_again_are_told_from_most() -> None:
+    assert drawn([ANEW, AUDIT, AUDIT]) == [True, False, False]
+    assert drawn([AUDIT, AUDIT, ANEW, NEARLY]) == [False, False, True, False]
+    assert drawn([AUDIT, ANEW]) == [False, True]  # of equally many the earlier one is usual
+
+
+def test_sets_of_other_settings_are_no_sets_crafted_again() -> None:
+    assert drawn([AUDIT, AUDIT]) == [False, False]
+    records = [
+        record("ule", seed=0, key="a", crafted_key="a", audit=AUDIT),
+        record("ule", seed=0, key="b", crafted_key="b", audit=ANEW, craft_seed=1),
+    ]
+    found = [one for summary in summarise(records) for one in summary.records]
+    assert not any(RECRAFTED in flags(Group((one,)), Group()) for one in found)
+
+
 def test_marks_mean_one_thing_each() -> None:
     marks = [flag.mark for flag in FLAGS] + [KNOWS, ONE_SEED, LEFT_OUT, UNRANKED]
     assert len(set(marks)) == len(marks)
@@ -236,6 +269,7 @@ RAISED: dict[Flag, dict[str, Any]] = {
     ONE_CLASS: {"confusion": [[1, 0, 0, 4]] * 4},
     LINEAR: {"separability": 0.99},
     OTHERWISE: {"training": {"lr": 0.01}},
+    RECRAFTED: {"other_set": True},
     FEW: {},
 }
 """What makes a record doubtful, where a field does."""
@@ -309,7 +343,7 @@ MARKED = {
 """By table the columns of numbers about which there is a doubt."""
 
 LATEX = {"#": r"\#", "†": r"$\dagger$", "‡": r"$\ddagger$", "◊": r"$\diamond$"}
-LATEX |= {"~": r"\textasciitilde{}"}
+LATEX |= {"~": r"\textasciitilde{}", "≠": r"$\neq$"}
 MARKDOWN = {"*": r"\*", "~": r"\~"}
 
 

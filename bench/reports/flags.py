@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.errors import UsageError
 from bench.recipe import PUBLISHED
 from bench.record import CONTROL
-from bench.reports.summary import Group, Record
+from bench.reports.summary import OTHER_SET, Group, Record
 
 LOW_TRAIN = 0.5
 """The control counts as badly trained when its train accuracy is below this."""
@@ -100,10 +100,16 @@ OTHERWISE = Flag(
     "trained in another precision than most of the table or than its recipe asks for, or in other "
     "settings than its recipe's.",
 )
+RECRAFTED = Flag(
+    "other-set",
+    "≠",
+    "of another crafted set than most victims of this method here: crafted again with the same "
+    "settings and seed, which on another machine gives other images.",
+)
 FEW = Flag("few-seeds", "*", f"fewer than {FEW_SEEDS} victim seeds.")
 
 FLAGS = (BROKEN, LOW_TRAINING, FAILED, WEAK_CONTROL, NO_CONTROL, UNCHECKED)
-FLAGS += (ONE_CLASS, LINEAR, OTHERWISE, FEW)
+FLAGS += (ONE_CLASS, LINEAR, OTHERWISE, RECRAFTED, FEW)
 """In the order of their marks."""
 GRAVE = (BROKEN, LOW_TRAINING, WEAK_CONTROL, NO_CONTROL, OTHERWISE)
 """With one of these a number speaks neither for nor against what was published or claimed."""
@@ -136,6 +142,7 @@ def flags(
         ONE_CLASS: any(map(is_of_one_class, done)),
         LINEAR: any(map(is_separable, done)),
         OTHERWISE: any(is_otherwise(one, precision) for one in done),
+        RECRAFTED: any(one.get(OTHER_SET) for one in done),
         FEW: len(done) < FEW_SEEDS,
     }
     return [flag for flag in FLAGS if found[flag]]

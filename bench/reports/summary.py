@@ -23,6 +23,12 @@ CONTROLS = (CONTROL, CLEAN_PART, "sham", "noise")
 
 PAPER_WIDTH = 1.0
 
+SAME_SET = 1e-5
+"""Relative difference up to which two audits are of one crafted set: the same images measured by
+other processors differ by .0000003, sets crafted again on another machine by .0001 and more."""
+OTHER_SET = "other_set"
+"""Field of a record whose crafted set is not the one that most victims under its key had."""
+
 LARGEST_FRACTION = 32 / 255
 """Larger radii and steps are not told as multiples of 1/255: they belong to l2 balls."""
 
@@ -273,7 +279,7 @@ def summarise(
     """
     crafted: dict[Context, list[Record]] = defaultdict(list)
     controls: dict[Context, list[Record]] = defaultdict(list)
-    for record in records:
+    for record in _other_sets_told(records):
         context = Context.of(record)
         if record["method"] == CONTROL:
             controls[context.training].append(record)
@@ -289,6 +295,37 @@ def summarise(
         _summary(context, crafted[context], controls[context.training])
         for context in sorted(wanted, key=_order)
     ]
+
+
+def _other_sets_told(records: Iterable[Record]) -> list[Record]:
+    """Records, of which those with another crafted set than most of their like have `OTHER_SET`.
+
+    A key says what is to be crafted. What comes of it depends on the machine, too, wherever a
+    network goes into it, so that victims trained on several may have seen different images.
+    """
+    records = list(records)
+    sets: dict[str, list[list[Record]]] = defaultdict(list)
+    for record in sorted(records, key=lambda r: (r["finished"], r["key"])):
+        if record["audit"]:
+            known = sets[record["crafted_key"]]
+            mine = next((one for one in known if _alike(one[0]["audit"], record["audit"])), None)
+            if mine is None:
+                known.append([record])
+            else:
+                mine.append(record)
+    # Of equally many the earlier set.
+    rare = [one for known in sets.values() for one in known if one is not max(known, key=len)]
+    others = {id(record) for one in rare for record in one}
+    return [{**one, OTHER_SET: True} if id(one) in others else one for one in records]
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two audits are of the same images."""
+    return all(
+        one[name] == other[name] or math.isclose(one[name], other[name], rel_tol=SAME_SET)
+        for name in one.keys() & other.keys()
+        if isinstance(one[name], float) and isinstance(other[name], float)
+    )
 
 
 def _order(context: Context) -> tuple[Any, ...]:

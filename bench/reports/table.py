@@ -191,6 +191,7 @@ _LATEX = str.maketrans(
         "‡": r"$\ddagger$",
         "‖": r"$\Vert$",
         "◊": r"$\diamond$",
+        "≠": r"$\neq$",
         "↑": r"$\uparrow$",
         "⊂": r"$\subset$",
         "°": r"$^\circ$",
