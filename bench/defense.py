@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.component import Component
 from bench.data import ImageDataset
+from bench.errors import UsageError
 from bench.network import Arch, Network
 from bench.recipe import Recipe
 
@@ -35,6 +36,22 @@ class Step:
     epochs: int
     classes: int
     stream: torch.Generator
+
+
+def check_window(name: str, side: int, train: ImageDataset) -> None:
+    """Raise UsageError unless images are large enough to mirror the border that a window needs.
+
+    Args:
+        name: of the setting.
+        side: its value, in pixels, odd.
+        train: the images.
+    """
+    height, width = train.image_size
+    if side // 2 >= min(height, width):
+        raise UsageError(
+            f"{name}={side} is too large for images of {height} x {width} pixels; give "
+            f"{2 * min(height, width) - 1} or less"
+        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,17 @@ class Defense(Component):
         """What can be said beforehand of a training on so many images, for the record."""
         del recipe, images
         return {}
+
+    def check(self, train: ImageDataset) -> None:
+        """Look whether it can work on images like these, before anything is crafted or trained.
+
+        Args:
+            train: of which only the size of the images and the classes matter.
+
+        Raises:
+            UsageError: if it cannot.
+        """
+        del train
 
     def prepare(self, dataset: ImageDataset, stream: torch.Generator) -> ImageDataset:
         """Change the released training images, once, before training.

@@ -69,8 +69,10 @@ class Stack(Joined[Defense], Defense):
         return any(part.leaves_range for part in self.parts)
 
     def cost(self) -> float:
-        """What the parts add to a plain step."""
-        return 1 + sum(part.cost() - 1 for part in self.parts)
+        """What the parts add to a plain step, on the network of the part that makes one."""
+        added = [part.cost() - 1 for part in self.parts if not part.replaces("build")]
+        network = math.prod(part.cost() for part in self.parts if part.replaces("build"))
+        return network * (1 + sum(added))
 
     def prediction_cost(self) -> float:
         """Those of the parts together: votes, and the network that each of them takes."""
@@ -95,6 +97,11 @@ class Stack(Joined[Defense], Defense):
         changing = [p for p in self.parts if p.replaces("prepare") or p.replaces("batch")]
         told = [part for part in self.parts if all(other is part for other in changing)]
         return {k: v for part in told for k, v in part.facts(recipe, images).items()}
+
+    def check(self, train: ImageDataset) -> None:
+        """Every part by itself."""
+        for part in self.parts:
+            part.check(train)
 
     def prepare(self, dataset: ImageDataset, stream: torch.Generator) -> ImageDataset:
         """One part after the other."""

@@ -88,6 +88,7 @@ def check_defense(defense: Defense | str, splits: Splits | None = None) -> None:
     judge = Judge("defense", defense)
     _check_settings(judge, defense, DEFENSES)
     _check_facts(judge, defense)
+    defense.check(splits.train)
     _check_prepare(judge, defense, splits.train)
     _check_batch(judge, defense, splits.train)
     _check_backward(judge, defense, splits.train)

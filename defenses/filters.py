@@ -29,7 +29,7 @@ from torch import Tensor
 
 from bench.component import setting
 from bench.data import ImageDataset, as_levels, chunks, portion
-from bench.defense import Defense
+from bench.defense import Defense, check_window
 from bench.registry import DEFENSES
 
 
@@ -45,9 +45,14 @@ class MedianFilter(Defense):
     def __post_init__(self) -> None:
         _check_odd("kernel", self.kernel)
 
+    def check(self, train: ImageDataset) -> None:
+        """A mirrored border cannot be wider than the image."""
+        check_window("median-filter: kernel", self.kernel, train)
+
     def prepare(self, dataset: ImageDataset, stream: torch.Generator) -> ImageDataset:
         """Replace every component by the median of its window."""
         del stream
+        self.check(dataset)
 
         def median(images: Tensor) -> Tensor:
             shifted = torch.stack(list(_neighbours(images, self.kernel).values()))
@@ -72,9 +77,14 @@ class BilateralFilter(Defense):
         if not (self.sigma_colour > 0 and self.sigma_space > 0):
             raise ValueError("sigma_colour and sigma_space must be above 0")
 
+    def check(self, train: ImageDataset) -> None:
+        """A mirrored border cannot be wider than the image."""
+        check_window("bilateral-filter: diameter", self.diameter, train)
+
     def prepare(self, dataset: ImageDataset, stream: torch.Generator) -> ImageDataset:
         """Replace every pixel by the weighted mean of its disc."""
         del stream
+        self.check(dataset)
         return _filtered(dataset, self.diameter, self._smooth)
 
     def _smooth(self, images: Tensor) -> Tensor:
@@ -93,8 +103,6 @@ class BilateralFilter(Defense):
 
 def _filtered(dataset: ImageDataset, size: int, change: Callable[[Tensor], Tensor]) -> ImageDataset:
     """The images after `change`, which maps grey levels (b, 3, h, w) float32 to the like."""
-    if size // 2 >= min(dataset.image_size):
-        raise ValueError(f"a filter of {size} pixels is too large for {dataset.image_size} pixels")
     levels = as_levels(dataset.images)
     changed = torch.empty_like(levels)
     # A filter holds a copy of its images for every place of the window.

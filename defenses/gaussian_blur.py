@@ -21,7 +21,7 @@ import torch
 
 from bench.component import setting
 from bench.data import ImageDataset, portion
-from bench.defense import Defense
+from bench.defense import Defense, check_window
 from bench.registry import DEFENSES
 
 
@@ -41,13 +41,16 @@ class GaussianBlur(Defense):
         if not self.sigma > 0:
             raise ValueError(f"sigma={self.sigma:g} must be above 0")
 
+    def check(self, train: ImageDataset) -> None:
+        """A mirrored border cannot be wider than the image."""
+        check_window("gaussian-blur: kernel", self.kernel, train)
+
     def prepare(self, dataset: ImageDataset, stream: torch.Generator) -> ImageDataset:
         """Blur every image; uint8 stays uint8, to the nearest level."""
         from torchvision.transforms.v2.functional import gaussian_blur
 
         del stream
-        if self.kernel // 2 >= min(dataset.image_size):
-            raise ValueError(f"kernel={self.kernel} is too large for {dataset.image_size} pixels")
+        self.check(dataset)
         sides, sigmas = [self.kernel] * 2, [self.sigma] * 2
         # torchvision computes in float32 and rounds when it was given whole levels.
         blurred = [

@@ -73,6 +73,18 @@ WRONG = {
         ["--methods", "sep:checkpoints=11", "--dataset", "synthetic"],
         "more checkpoints than the surrogate's 10 epochs",
     ),
+    "blur wider than the image": (
+        ["--defenses", "jpeg+gaussian-blur:kernel=33", "--dataset", "synthetic"],
+        "gaussian-blur: kernel=33 is too large for images of 16 x 16 pixels; give 31 or less",
+    ),
+    "median wider than the image": (
+        ["--defenses", "median-filter:kernel=65", "--dataset", "synthetic"],
+        "median-filter: kernel=65 is too large",
+    ),
+    "bilateral filter wider than the image": (
+        ["--defenses", "bilateral-filter:diameter=65", "--dataset", "synthetic"],
+        "bilateral-filter: diameter=65 is too large",
+    ),
     "poison ratio above one": (["--poison-ratio", "1.5"], "must lie between 0 and 1"),
     "negative holdout": (["--holdout", "-1"], "must not be negative"),
     "holdout of everything": (

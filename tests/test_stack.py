@@ -90,8 +90,18 @@ class Enlarging(Defense):
     def build(self, arch: Arch, dataset: ImageDataset, stream: torch.Generator) -> Network:
         return super().build(arch, dataset, stream)
 
+    def cost(self) -> float:
+        return 4.0
+
     def prediction_cost(self) -> float:
         return 3.0
+
+
+def test_every_step_of_an_attack_is_on_the_larger_network() -> None:
+    """Ten steps of two passes and the three of learning, each four times as dear."""
+    for parts in ((AdversarialTraining(), Enlarging()), (Enlarging(), AdversarialTraining())):
+        assert Stack(parts).cost() == pytest.approx(4 * 23 / 3)
+    assert Stack((Cutout(), Enlarging())).cost() == 4
 
 
 def test_evaluation_costs_what_each_part_makes_it_cost() -> None:

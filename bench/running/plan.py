@@ -125,6 +125,7 @@ class _Planner:
     def add_cell(self, cell: Cell) -> None:
         """A victim, and what it needs."""
         recipe, data = cell.recipe, self._data
+        cell.defense.check(data.train)
         crafted = key_of(cell.crafting.identity)
         to_craft = self._craft(cell.crafting, cell.crafting.called(cell.labels["method"]))
         needs = frozenset({crafted}) if to_craft else frozenset[str]()
