@@ -1,26 +1,31 @@
 """Deconvolution-based adversarial training: learn from images under the worst filters.
 
 The adaptive defense that Sadasivan et al., "CUDA: Convolution-based Unlearnable Datasets" (CVPR
-2023), try against themselves: adversarial training whose adversary moves filters, not pixels. At
-every step, with a k x k filter s_c and an offset b_c for each class c, shared by the colours,
+2023), try against themselves: adversarial training whose adversary moves filters, not pixels. With
+a k x k filter s_c and an offset b_c for each class c, shared by the colours,
+
+    min over w  E [ max over |s|, |b| <= 5 of  CE(f_w(r(x * s_y + b_y)), y) ],
+
+r rescaling an image to [0, 1] by its least and greatest value. At every step,
 
 1. draw s and b, uniform in (-1/k, 1/k), as PyTorch starts a transposed convolution;
 2. ten times  (s_c, b_c) <- clip((s_c, b_c) + alpha grad L_c, -5, 5)  for every class c,
-   L_c the mean of CE(f_w(x * s_c + b_c), c) over its images in the batch;
-3. rescale each x * s_y + b_y to [0, 1] by its least and greatest value, and learn from it.
+   L_c the mean of the objective over its images in the batch;
+3. learn from r(x * s_y + b_y).
 
 k = 7, alpha = .1. The paper has 39.1, 46.2 and 38.5 % for k = 3, 5 and 7 on CIFAR-10.
 
-So the search does not know that images will be rescaled, and spends part of its way on brightness
-and scale, which that takes back. `rescale=within` rescales in every step and climbs through it:
-another, far stronger adversary. On a quarter ResNet-18 after two epochs, with a cross-entropy of
-2.3 on batches of 64 as they are and 2.7 under filters as drawn, this search ended at 3.1 to 3.2 and
-that one at 5.2 to 6.1; one written after the released code, on other batches, at 3.1.
+The released code rescales after the search alone (`rescale=after`), which then climbs by brightness
+and scale, and r takes that back. What is left tells the class and hardly misleads: after 20 epochs
+on 2000 clean images an eighth ResNet-18 had 35 % on test images under filters found for their
+class, 21 % under filters as drawn and 19 % on plain images, although the search means to lower the
+first. It is no better in train mode (34, 27, 24), in which the released code leaves the network,
+moving its batch statistics; there it goes through one class at a time, which was not tried for as
+long. Searching within, the network had 9, 13 and 16 % after ten of these epochs: an adversary.
 
-Departures. The released code leaves the network in train mode while it searches, so that the search
-moves the batch statistics; here it rests. A transposed convolution of stride 1 is a convolution
-with the mirrored filter, and the start has no preferred side. Where labels are mixed, the heavier
-one chooses the filter.
+Departures. The network rests while the filters are searched. A transposed convolution of stride 1
+is a convolution with the mirrored filter, and the start has no preferred side. Where labels are
+mixed, the heavier one chooses the filter.
 """
 
 from __future__ import annotations
@@ -48,16 +53,16 @@ LARGEST = 5.0
 class DeconvolutionTraining(Defense):
     """Trains on images under class-wise filters that make the present network fail."""
 
-    # Version 1 always rescaled within the search, and took the mean loss of the batch.
-    version: ClassVar[int] = 2
+    # Version 1 took the mean loss of the batch, version 2 searched without rescaling.
+    version: ClassVar[int] = 3
     paper: ClassVar[str] = "Sadasivan et al., CUDA, CVPR 2023"
 
     kernel: int = setting(7, "k, side of the filters, in pixels, odd")
     step_size: float = setting(0.1, "alpha")
     steps: int = setting(10, "updates of the filters")
     start: Literal["random", "identity"] = setting("random", "the filters before the first update")
-    rescale: Literal["after", "within"] = setting(
-        "after", "whether images are rescaled after the search alone, or within it, too"
+    rescale: Literal["within", "after"] = setting(
+        "within", "whether images are rescaled in the search, too, or after it alone"
     )
 
     def __post_init__(self) -> None:
