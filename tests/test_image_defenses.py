@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -486,9 +487,9 @@ class TestDeconvolution:
         assert ours.amin((1, 2, 3)).eq(0).all()
         assert ours.amax((1, 2, 3)).eq(1).all()
 
-    @pytest.mark.parametrize("rescale", ["after", "within"])
+    @pytest.mark.parametrize("how", [{}, {"rescale": "within"}, {"rescale": "after"}])
     def test_a_step_against_each_class_alone(
-        self, rescale: str, monkeypatch: pytest.MonkeyPatch
+        self, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A filter climbs the mean loss of its own class, however many images that has."""
         found: list[Tensor] = []
@@ -504,7 +505,7 @@ class TestDeconvolution:
         owners = labels.argmax(1)
         assert owners.tolist() == [0, *[1] * (len(labels) - 1)]
         network = small_network().eval()
-        defense = DeconvolutionTraining(steps=1, rescale=rescale)  # type: ignore[arg-type]
+        defense = DeconvolutionTraining(steps=1, **how)
         starts = defense.draw(CLASSES, step().stream)
         defense.attack(network, images, labels, step())
         for label in (0, 1):
@@ -513,7 +514,7 @@ class TestDeconvolution:
             shown = filtered(
                 images[mine], *(part[None].expand(mine.sum(), *part.shape) for part in parts)
             )
-            shown = rescaled(shown) if rescale == "within" else shown
+            shown = shown if how.get("rescale") == "after" else rescaled(shown)
             loss = F.cross_entropy(network(shown), labels[mine])
             for part, gradient, ours in zip(
                 parts, torch.autograd.grad(loss, parts), found, strict=True
