@@ -7,8 +7,9 @@ noise, not clipped,
     x' = x + N(0, sigma^2),
 
 and a test image gets the class that most of n noisy copies of it get. Their certified prediction
-also abstains where the vote is close; the accuracy here is that of the vote alone. Clean training
-suffers much from such noise, so look at the clean control beside it.
+also abstains where the vote is close; the accuracy here is that of the vote alone. That of the
+network itself on one noisy copy is had with `votes=1`, which trains alike. Clean training suffers
+much from such noise, so look at the clean control beside it.
 """
 
 from __future__ import annotations

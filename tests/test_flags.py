@@ -18,9 +18,10 @@ from bench.recipe import PUBLISHED
 from bench.registry import RECIPES
 from bench.reports.axes import axis_table, find_axes
 from bench.reports.axis_plots import axis_figures
+from bench.reports.cells import KNOWS
 from bench.reports.claims import Claim, claims_table
 from bench.reports.class_tables import class_tables
-from bench.reports.defense_tables import KNOWS, LEFT_OUT, ONE_SEED, UNRANKED, defense_tables
+from bench.reports.defense_tables import LEFT_OUT, ONE_SEED, UNRANKED, defense_tables
 from bench.reports.detection import holdout_tables
 from bench.reports.flags import (
     BROKEN,

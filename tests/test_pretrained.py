@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,8 +22,11 @@ from bench.network import Arch, Network
 from bench.recipe import Recipe
 from bench.record import read_all
 from bench.registry import ARCHS, DEFENSES
+from bench.reports.class_tables import class_tables
+from bench.reports.defense_tables import defense_tables
+from bench.reports.detection import holdout_tables
 from bench.reports.summary import summarise
-from bench.reports.tables import main_table
+from bench.reports.tables import all_tables, main_table
 from bench.running.runner import Outcome, summary
 from bench.seeding import stream
 from bench.testing import ARCH, DATASET, check_defense, small_arch, small_recipe, small_splits
@@ -445,7 +448,7 @@ class TestNotRun:
         assert error == reason  # no traceback: nothing is wrong with the code
         table = main_table(summarise(records)[0])
         cells = {row[0]: row[3] for row in table.cells.to_numpy().tolist()}
-        assert cells["pretrained-probe"] == "not run"
+        assert cells["pretrained-probe°"] == "not run"
         assert cells["none"][0].isdigit()
         assert not [note for note in table.notes if note.startswith("failed")]
 
@@ -470,11 +473,46 @@ class TestNotRun:
         assert cells.loc["sep"].tolist()[1] == "failed"
 
 
-def test_every_table_of_accuracies_says_what_is_known() -> None:
-    knowing = {"defense": "pretrained-probe", "defense_label": "pretrained-probe"}
-    knowing |= {"side_information": "pretrained-weights", "defense_settings": {"weights": ""}}
-    table = main_table(summarise([record("clean", **knowing), record("sep", **knowing)])[0])
-    assert table.notes[-1] == "pretrained-probe: weights empty; knows pretrained-weights"
+class TestSideInformation:
+    KNOWING: ClassVar = {"defense": "pretrained-probe", "defense_label": "pretrained-probe"}
+    KNOWING |= {"side_information": "pretrained-weights", "defense_settings": {"weights": ""}}
+    TOLD = "°: knows more than the released images{}: pretrained-probe: pretrained-weights."
+
+    def records(self, *defenses: str) -> list[dict]:
+        """A protection of classes 0 and 1 under each, with all that any table is made of."""
+        curve = [{"epoch": 1, "test_acc": 0.5, "holdout_acc": 0.9, "train_acc": 0.9}]
+        more = {"holdout": 500, "protected_classes": [0, 1], "curve": curve}
+        more["shortcut"] = {"own_acc": 0.9, "next_acc": 0.1, "next_followed": 0.9}
+        kinds = {name: {"defense": name, "defense_label": name} for name in defenses}
+        kinds["pretrained-probe"] = self.KNOWING
+        return [
+            record(method, **more, **kind) for kind in kinds.values() for method in ("clean", "sep")
+        ]
+
+    def test_it_is_told_by_every_table_of_accuracies(self) -> None:
+        one = summarise(self.records("none", "random-noise"))[0]
+        tables = [*all_tables(one), *holdout_tables(one), *class_tables(one)]
+        made = {table.name: table for table in tables if table.name != "audit"}
+        assert set(made) == {
+            *("main", "details", "shortcut", "detection", "early-stopping", "classes")
+        }
+        for table in made.values():
+            assert self.TOLD.format("") in table.notes, table.name
+            # Those that know more stand last, though they come first in the alphabet.
+            order = list(dict.fromkeys(table.cells["defense"]))
+            assert order == ["none", "random-noise", "pretrained-probe°"], table.name
+        made = {table.name: table for table in defense_tables(one)}
+        for table in made.values():
+            assert self.TOLD.format(", and is not in the worst case") in table.notes
+
+    def test_it_is_told_where_all_know_more(self) -> None:
+        table = main_table(summarise(self.records())[0])
+        assert self.TOLD.format("") in table.notes
+        assert table.notes[-1] == "pretrained-probe: weights empty"
+
+    def test_nothing_is_said_where_none_does(self) -> None:
+        table = main_table(summarise([record("clean"), record("sep")])[0])
+        assert not [note for note in table.notes if "knows" in note]
 
 
 def test_the_command_line_ends_with_not_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,8 @@ from bench.stack import build_defense
 from bench.worst_case import AUTO, AUTO_FAST, SETS, expand, title_of, worst_case
 from tests.invented import record
 
+SPEED = Path(__file__).resolve().parent.parent / "results" / "speed"
+
 
 def summary(records: list[dict]) -> Summary:
     (only,) = summarise(records)
@@ -725,9 +727,15 @@ def test_a_report_has_tables_picture_and_text(tmp_path: Path) -> None:
     assert all(f.exists() for f in report.files)
 
 
-def test_the_fast_set_costs_at_most_six_trainings() -> None:
-    costs = [build_defense(parse_one(name, DEFENSES)).cost() for name in AUTO_FAST]
-    assert sum(costs) <= 6
+@pytest.mark.parametrize("file", sorted(SPEED.glob("*-defenses.json")), ids=lambda file: file.stem)
+def test_the_fast_set_was_measured_to_cost_at_most_six_trainings(file: Path) -> None:
+    measured = json.loads(file.read_text())["defenses"]["defenses"]
+    medians = {name: found["cost"][0] for name, found in measured.items()}
+    assert 1 + sum(medians[name] for name in AUTO_FAST if name != "none") <= 6
+
+
+def test_the_fast_set_was_measured() -> None:
+    assert len(list(SPEED.glob("*-defenses.json"))) >= 2
 
 
 def test_members_of_the_sets_know_nothing_and_exist() -> None:

@@ -7,14 +7,22 @@ from typing import Any
 from bench.errors import NOT_RUN
 from bench.record import CONTROL
 from bench.reports.flags import Number, flag_names, flags, flags_of_all
-from bench.reports.summary import Column, Group, Record, Row, Spread, Summary
+from bench.reports.summary import NOTHING, Column, Group, Record, Row, Spread, Summary
 from bench.reports.table import MISSING, decimals, hundredths, in_percent, percent
+
+KNOWS = "°"
+"""Behind a defense that knows more than the released images; no doubt about victims."""
 
 
 def last_line(error: str | None) -> str:
     """The last line of a traceback that says anything."""
     lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
     return lines[-1] if lines else "no traceback recorded"
+
+
+def defense_head(summary: Summary, defense: tuple[str, str]) -> str:
+    """A defense of `Summary.defenses` for readers, marked if it knows more than the images."""
+    return defense[1] + KNOWS * (summary.knows[defense] != NOTHING)
 
 
 def row_heads(summary: Summary) -> list[str]:
@@ -24,7 +32,7 @@ def row_heads(summary: Summary) -> list[str]:
 
 def row_names(summary: Summary, row: Row) -> list[str]:
     """What stands in the columns that `row_heads` names."""
-    names = [summary.defense_of(row)[1], summary.method_label(row)]
+    names = [defense_head(summary, summary.defense_of(row)), summary.method_label(row)]
     return names[-len(row_heads(summary)) :]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from bench.reports.cells import cell_names, row_heads, row_names
 from bench.reports.flags import Number, flag_names, flags, settle
-from bench.reports.notes import over_seeds, scale, usual_seeds
+from bench.reports.notes import known, over_seeds, scale, usual_seeds
 from bench.reports.summary import Group, Record, Spread, Summary
 from bench.reports.table import MISSING, Table, frame, machine, percent
 
@@ -43,7 +43,7 @@ def class_tables(summary: Summary) -> list[Table]:
         cells=frame(heads, cells),
         lead=len(names) + 1,
         step=3,
-        notes=tuple(marked),
+        notes=(*marked, *known(summary)),
         numbers=machine(numbers),
     )
     return [table] if lines else []

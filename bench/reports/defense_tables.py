@@ -15,23 +15,29 @@ from functools import cached_property
 from typing import Any
 
 from bench.record import CONTROL
-from bench.reports.cells import accuracy, cell_names, verdict
+from bench.reports.cells import accuracy, cell_names, defense_head, verdict
 from bench.reports.flags import Flag, Number, flag_names, flags, flags_of_all, settle
-from bench.reports.notes import chance, defense_notes, failures, over_seeds, scale, usual_seeds
-from bench.reports.summary import CONTROLS, Column, Group, Row, Spread, Summary
+from bench.reports.notes import (
+    chance,
+    defense_notes,
+    failures,
+    known,
+    over_seeds,
+    scale,
+    usual_seeds,
+)
+from bench.reports.summary import CONTROLS, NOTHING, Column, Group, Row, Spread, Summary
 from bench.reports.table import MISSING, Table, frame, hundredths, machine, percent
 from bench.worst_case import WorstCase, title_of, worst_case
 
 Name = tuple[str, str]
 """A defense by its name and its label, as in `Summary.defenses`."""
 
-KNOWS, ONE_SEED, LEFT_OUT, UNRANKED = "°", "↑", "⊂", "‖"
+ONE_SEED, LEFT_OUT, UNRANKED = "↑", "⊂", "‖"
 """Marks that are no doubts about victims; none of them is a flag's."""
 AT_MOST = "at most"
 NEAR_CHANCE = 0.1
 """A ceiling that lies this near to chance leaves nothing to be recovered."""
-NOTHING = "none"
-"""The side information of most defenses."""
 
 COUNTS = ("by_seeds", "compared", "plain_rank", "worst_rank", "change")
 """Columns of whole numbers that some rows lack."""
@@ -127,22 +133,13 @@ class Board:
 
     summary: Summary
 
-    @cached_property
+    @property
     def knows(self) -> dict[Name, str]:
         """What every defense knows beyond the released images.
 
         Plain training comes first, then defenses that know nothing, then the others.
         """
-        found: dict[Name, str] = {}
-        for row, column in self.summary.groups:
-            group, name = self.summary.group(row, column), self.summary.defense_of(row)
-            for record in group.done + group.failed:
-                # Older records do not say; their defenses knew nothing.
-                told = record.get("side_information", NOTHING)
-                if found.get(name, NOTHING) == NOTHING:
-                    found[name] = told
-        ordered = sorted(self.summary.defenses, key=lambda name: found[name] != NOTHING)
-        return {name: found[name] for name in ordered}
+        return self.summary.knows
 
     @property
     def compared(self) -> list[Name]:
@@ -187,10 +184,6 @@ class Board:
         """Whether any worst case of these is chosen on other seeds than it is reported on."""
         worsts = [worst for line in lines if (worst := self.worst(line)) is not None]
         return not worsts or any(not worst.flatters for worst in worsts)
-
-    def heading(self, name: Name) -> str:
-        """A defense as a column, marked if it knows something."""
-        return name[1] + KNOWS * (self.knows[name] != NOTHING)
 
     def by(self, worst: WorstCase[Name] | None) -> str:
         """The defense chosen most often, and how often if not always."""
@@ -444,7 +437,7 @@ def _place(board: Board) -> str:
 
 def _across(board: Board, *more: str) -> list[str]:
     """The headings of all defenses, and of the worst case if there is one, with more beside it."""
-    heads = [board.heading(name) for name in board.knows]
+    heads = [defense_head(board.summary, name) for name in board.knows]
     return [*heads, board.title, *more, "by"] if board.has_worst else heads
 
 
@@ -508,13 +501,7 @@ def _notes(
         if any(ONE_SEED in cell for line in lines for cell in line):
             yield ONE_SEED_NOTE
         yield from board.left_out(board.lines)
-    knowing: dict[str, list[str]] = defaultdict(list)
-    for (_, label), told in board.knows.items():
-        if told != NOTHING:
-            knowing[told].append(label)
-    if knowing:
-        said = "; ".join(f"{', '.join(names)}: {told}" for told, names in knowing.items())
-        yield f"{KNOWS}: knows more than the released images, and is not in the worst case: {said}."
+    yield from known(board.summary, ", and is not in the worst case")
     yield from marked
     yield from failures(_named(board))
     if gaps and any(MISSING in line for line in lines):

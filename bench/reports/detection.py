@@ -4,6 +4,10 @@ Released images that are kept from training say whether a network learned the sh
 protected ones it is as good as ever while it fails on clean images. The difference is a suspicion,
 for which a trainer needs clean test images. The same curve, for which nothing clean is needed,
 also tells when to stop.
+
+Held-out images are evaluated as they were released, like test images: what a defense does to
+training images before training (`prepare`) is not done to them. They are kept from training only
+where `--holdout` asks for it, since fewer training images would change every other number.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bench.record import CONTROL
 from bench.reports.cells import cell_names, row_heads, row_names, verdict
 from bench.reports.flags import Flag, Number, flag_names, flags, flags_of_all, settle
-from bench.reports.notes import PEAK_NOTE, failures, over_seeds, scale, usual_seeds
+from bench.reports.notes import PEAK_NOTE, failures, known, over_seeds, scale, usual_seeds
 from bench.reports.plots import GREY, Style, brief, entitle, nth_style, plain_style
 from bench.reports.summary import CONTROLS, Column, Group, Record, Row, Spread, Summary
 from bench.reports.table import MISSING, Table, frame, hundredths, machine, percent
@@ -315,6 +319,7 @@ def _over(summary: Summary) -> str:
 
 
 def _notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
+    yield from known(summary)
     yield from failures(
         (f"{' under '.join(row_names(summary, row)[::-1])} on {column}", summary.group(row, column))
         for row in summary.rows

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from bench.reports.cells import verdict
-from bench.reports.defense_tables import KNOWS, NOTHING, ONE_SEED, ONE_SEED_NOTE, Board, Line
+from bench.reports.cells import KNOWS, defense_head, verdict
+from bench.reports.defense_tables import ONE_SEED, ONE_SEED_NOTE, Board, Line
 from bench.reports.flags import Number, flags, settle
 from bench.reports.plots import GREY, brief, colour_bar, entitle, plain_style
-from bench.reports.summary import CONTROLS, Column, Group, Spread, Summary
+from bench.reports.summary import CONTROLS, NOTHING, Column, Group, Spread, Summary
 from bench.reports.table import MISSING
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _figure(board: Board, column: Column, lines: Sequence[Line]) -> Figure:
 
     rows = [_fields(board, line) for line in lines]
     texts, marked = settle([field.cell for field in row] for row in rows)
-    heads = [brief(board.heading(name)) for name in board.knows]
+    heads = [brief(defense_head(board.summary, name)) for name in board.knows]
     heads += [WORST] if board.has_worst else []
     kinds = [told != NOTHING for told in board.knows.values()]
     across = _places([*kinds, *([WORST] if board.has_worst else [])])

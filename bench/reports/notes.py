@@ -10,8 +10,16 @@ from typing import Any
 from bench.errors import NOT_RUN
 from bench.recipe import PUBLISHED
 from bench.record import CONTROL
-from bench.reports.cells import last_line
-from bench.reports.summary import PAPER_WIDTH, Group, Record, Summary, value_text, width_text
+from bench.reports.cells import KNOWS, last_line
+from bench.reports.summary import (
+    NOTHING,
+    PAPER_WIDTH,
+    Group,
+    Record,
+    Summary,
+    value_text,
+    width_text,
+)
 
 PEAK_NOTE = "peak: best epoch on the test set, an oracle no trainer has."
 SMALL_SCALE = (
@@ -132,6 +140,22 @@ def deviations(label: str, records: Iterable[Record], but: Collection[str] = ())
         yield f"{label}: {', '.join(pairs)}"
 
 
+def known(summary: Summary, more: str = "") -> Iterator[str]:
+    """Which defenses know more than the released images, and what.
+
+    Args:
+        summary: of one context.
+        more: what else is to be said of them.
+    """
+    knowing: dict[str, list[str]] = defaultdict(list)
+    for (_, label), told in summary.knows.items():
+        if told != NOTHING:
+            knowing[told].append(label)
+    if knowing:
+        said = "; ".join(f"{', '.join(names)}: {told}" for told, names in knowing.items())
+        yield f"{KNOWS}: knows more than the released images{more}: {said}."
+
+
 def defense_notes(summary: Summary) -> Iterator[str]:
     """The settings of every defense that has any, and what else its records say of it."""
     found: dict[tuple[str, str], list[Record]] = defaultdict(list)
@@ -140,15 +164,9 @@ def defense_notes(summary: Summary) -> Iterator[str]:
     for name in summary.defenses:
         records = found[name]
         words = dict.fromkeys(word for one in records for word in one.get("defense_notes", []))
-        words |= dict.fromkeys(f"knows {told}" for told in _known(records))
         parts = [_defense_settings(records), _facts(records), ", ".join(words)]
         if any(parts):
             yield f"{name[1]}: {'; '.join(filter(None, parts))}"
-
-
-def _known(records: Iterable[Record]) -> list[str]:
-    """What a defense knows beyond the released images; older records, of none, do not tell."""
-    return sorted({one.get("side_information", "none") for one in records} - {"none"})
 
 
 def _defense_settings(records: Iterable[Record]) -> str:

@@ -29,6 +29,9 @@ other processors differ by .0000003, sets crafted again on another machine by .0
 OTHER_SET = "other_set"
 """Field of a record whose crafted set is not the one that most victims under its key had."""
 
+NOTHING = "none"
+"""The side information of most defenses."""
+
 LARGEST_FRACTION = 32 / 255
 """Larger radii and steps are not told as multiples of 1/255: they belong to l2 balls."""
 
@@ -219,8 +222,22 @@ class Summary:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """In the order of the table."""
-        return sorted({row for row, _ in self.groups}, key=lambda row: row.order)
+        """In the order of the table: those whose defense knows more than the images come last."""
+        rows = {row for row, _ in self.groups}
+        return sorted(rows, key=lambda row: (self._knows[row] != NOTHING, row.order))
+
+    @cached_property
+    def _knows(self) -> dict[Row, str]:
+        """What the defense of every row knows beyond the released images."""
+        found: dict[tuple[str, str], str] = {}
+        for (row, _), group in self.groups.items():
+            defense = row.defense, row.defense_settings
+            for record in group.done + group.failed:
+                # Older records do not say; their defenses knew nothing.
+                told = record.get("side_information", NOTHING)
+                if found.get(defense, NOTHING) == NOTHING:
+                    found[defense] = told
+        return {row: found[row.defense, row.defense_settings] for row, _ in self.groups}
 
     @cached_property
     def columns(self) -> list[Column]:
@@ -231,6 +248,11 @@ class Summary:
     def defenses(self) -> list[tuple[str, str]]:
         """Defenses, each as its name and its label among the others, in the order of rows."""
         return list(dict.fromkeys(self.defense_of(row) for row in self.rows))
+
+    @cached_property
+    def knows(self) -> dict[tuple[str, str], str]:
+        """What every defense knows beyond the released images, in the order of `defenses`."""
+        return {self.defense_of(row): self._knows[row] for row in self.rows}
 
     @property
     def records(self) -> list[Record]:

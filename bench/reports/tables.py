@@ -26,6 +26,7 @@ from bench.reports.notes import (
     defense_notes,
     deviations,
     failures,
+    known,
     over_seeds,
     scale,
     settings_text,
@@ -140,7 +141,8 @@ def details_table(summary: Summary) -> Table:
         f"percent, {over_seeds(usual)}; number n of victims; images through a gradient while "
         "crafting; seconds of training a victim."
     )
-    notes = [PEAK_NOTE, *([SEPARABLE_NOTE] if scored else []), *marked, *_failures(summary)]
+    notes = [PEAK_NOTE, *([SEPARABLE_NOTE] if scored else []), *marked]
+    notes += [*known(summary), *_failures(summary)]
     return Table(
         name="details",
         caption=(caption, *scale(summary)),
@@ -220,12 +222,13 @@ def shortcut_table(summary: Summary) -> Table:
         cells=frame(heads, cells),
         lead=len(names) + 1,
         step=len(heads) - len(names) - 1,
-        notes=(SHORTCUT_NOTE, *marked) if lines else (),
+        notes=(SHORTCUT_NOTE, *marked, *known(summary)) if lines else (),
         numbers=machine(numbers),
     )
 
 
 def _main_notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
+    yield from known(summary)
     yield from _failures(summary)
     if any(MISSING in line for line in lines):
         yield f"{MISSING}: not run, or nothing to compare with."
