@@ -44,8 +44,9 @@ AUTO = (
 AUTO_FAST = ("none", "grayscale", "jpeg", "orthogonal-projection", "coin")
 """Together five to six times plain training, as measured on processors (`results/speed`).
 
-`ueraser-lite` costs no more there, but four times plain training on a GPU that small networks do
-not fill, where every one of its many small operations waits for its launch.
+The linear fit of the projection comes on top, which takes seconds. `ueraser-lite` costs no more
+than the others on processors, but four times plain training on an H200 that small networks did not
+fill (`results/defenses-quick-cifar10`): its many small operations wait for their launches.
 """
 
 SETS: Mapping[str, tuple[str, ...]] = {"auto": AUTO, "auto-fast": AUTO_FAST}

@@ -10,9 +10,9 @@ the released images as rows of X (n x d), flattened, in [0, 1]:
 3. Train on X_r = X - (X Q) Q^T.
 
 Perturbations that a linear classifier tells apart by class, such as LSP and OPS, lie in these
-directions, as far as the fit has found them: of patterns as strong as the images' own noise, twenty
-epochs leave a rest that a longer fit, or a closed form, still reads. The projected images leave
-[0, 1], and are not clipped; test images stay as they are.
+directions, as far as the fit has found them: twenty epochs leave a rest that a linear rule in
+closed form still reads where there are images enough. The projected images leave [0, 1], and are
+not clipped; test images stay as they are.
 
 Like the paper's, the fit starts from the small random weights that PyTorch gives a linear layer.
 It matters: softmax regression leaves the sum of the rows of W as it began, and from zeros the rows

@@ -185,8 +185,8 @@ class TestJpeg:
         gray = images[:, :1].expand_as(images)
         assert (prepared(Jpeg(100), gray).int() - gray.int()).abs().max() <= 2
 
-    def test_at_quality_100_only_colour_changes(self) -> None:
-        """Its coefficients are kept to a unit each; colour has half the resolution nevertheless."""
+    def test_at_the_highest_quality_only_colour_changes(self) -> None:
+        """Coefficients are kept to a unit each; colour has half the resolution nevertheless."""
         images = 64 + smooth_images() // 2  # none is cut off at black or white
         change = prepared(Jpeg(100), images).float() - images.float()
         luma = (change * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
@@ -348,7 +348,7 @@ class TestOrthogonalProjection:
         rule = torch.linalg.solve(gram, seen.T @ wanted[:half])
         return ((flat[half:] @ rule).argmax(1) == labels[half:]).float().mean().item()
 
-    def test_a_faint_linear_shortcut_disappears(self) -> None:
+    def test_a_faint_linear_shortcut_disappears_from_a_few_images(self) -> None:
         images = self.shortcut(strength=0.1)
         assert self.refit(images) > 0.9
         by_chance = 1 / CLASSES + 3 * math.sqrt((CLASSES - 1) / CLASSES**2 / 200)
@@ -365,8 +365,8 @@ class TestOrthogonalProjection:
 
         assert spread(rest) < spread(images) / 3
         assert 0.5 < self.refit(rest) < 0.9 < self.refit(images)
-        longer = prepared(OrthogonalProjection(lr=1.0), images)
-        assert self.refit(longer) < self.refit(rest) - 0.1
+        further = prepared(OrthogonalProjection(lr=1.0), images)
+        assert self.refit(further) < self.refit(rest) - 0.1
 
     def test_fit_against_a_slow_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Batches of unequal size in a given order, a step after the other."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.text import Text
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,9 +23,11 @@ from bench.network import Arch, Network
 from bench.recipe import Recipe
 from bench.record import read_all
 from bench.registry import ARCHS, DEFENSES
+from bench.reports.axes import axis_table, find_axes
 from bench.reports.class_tables import class_tables
 from bench.reports.defense_tables import defense_tables
 from bench.reports.detection import holdout_tables
+from bench.reports.plots import curve_figures, overview_figure
 from bench.reports.summary import summarise
 from bench.reports.tables import all_tables, main_table
 from bench.running.runner import Outcome, summary
@@ -485,16 +488,23 @@ class TestSideInformation:
         more["shortcut"] = {"own_acc": 0.9, "next_acc": 0.1, "next_followed": 0.9}
         kinds = {name: {"defense": name, "defense_label": name} for name in defenses}
         kinds["pretrained-probe"] = self.KNOWING
+        methods = [("clean", {}), ("sep", {"steps": 5}), ("sep", {"steps": 10})]
         return [
-            record(method, **more, **kind) for kind in kinds.values() for method in ("clean", "sep")
+            record(
+                method, method_settings=settings, key=f"{name}{method}{settings}", **more, **kind
+            )
+            for name, kind in kinds.items()
+            for method, settings in methods
         ]
 
     def test_it_is_told_by_every_table_of_accuracies(self) -> None:
         one = summarise(self.records("none", "random-noise"))[0]
         tables = [*all_tables(one), *holdout_tables(one), *class_tables(one)]
+        tables += map(axis_table, find_axes([one]))
         made = {table.name: table for table in tables if table.name != "audit"}
         assert set(made) == {
-            *("main", "details", "shortcut", "detection", "early-stopping", "classes")
+            *("main", "details", "shortcut", "detection", "early-stopping", "classes"),
+            "axis-steps",
         }
         for table in made.values():
             assert self.TOLD.format("") in table.notes, table.name
@@ -507,8 +517,29 @@ class TestSideInformation:
 
     def test_it_is_told_where_all_know_more(self) -> None:
         table = main_table(summarise(self.records())[0])
-        assert self.TOLD.format("") in table.notes
+        assert "; defense pretrained-probe (knows pretrained-weights); " in table.caption[1]
         assert table.notes[-1] == "pretrained-probe: weights empty"
+
+    def test_nothing_is_said_where_no_such_row_is_shown(self) -> None:
+        records = [
+            one | {"shortcut": None} if one["defense"] == "pretrained-probe" else one
+            for one in self.records("none")
+        ]
+        tables = {table.name: table for table in all_tables(summarise(records)[0])}
+        assert self.TOLD.format("") in tables["main"].notes
+        assert self.TOLD.format("") not in tables["shortcut"].notes
+
+    def test_pictures_say_it_too(self) -> None:
+        one = summarise(self.records("none"))[0]
+        figures = curve_figures(one)
+        assert list(figures) == ["none", "pretrained-probe"]
+        said = [" ".join(text.get_text() for text in f.findobj(Text)) for f in figures.values()]
+        assert ["(knows pretrained-weights)" in text for text in said] == [False, True]
+        overview = overview_figure(one)
+        assert overview is not None
+        said = [" ".join(text.get_text().split()) for text in overview.findobj(Text)]
+        assert "pretrained-probe°" in said
+        assert any(self.TOLD.format("") in text for text in said)
 
     def test_nothing_is_said_where_none_does(self) -> None:
         table = main_table(summarise([record("clean"), record("sep")])[0])

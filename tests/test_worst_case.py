@@ -386,7 +386,7 @@ def test_accuracies_by_defense_and_the_worst_case() -> None:
 
 
 def test_old_records_without_side_information_are_compared() -> None:
-    knows = Board(summary(board())).knows
+    knows = summary(board()).knows
     assert list(knows.values()) == ["none", "none", "none", "clean-samples"]
     # An older record beside a newer one of the same defense does not hide what it knows.
     mixed = [
@@ -394,7 +394,7 @@ def test_old_records_without_side_information_are_compared() -> None:
         *cell("clean", "d-vae", [0.8]),
         *cell("sep", "d-vae", [0.8], side_information="public-model"),
     ]
-    assert Board(summary(mixed)).knows[("d-vae", "d-vae")] == "public-model"
+    assert summary(mixed).knows[("d-vae", "d-vae")] == "public-model"
     assert not Board(summary(mixed)).has_worst
     (made, _) = defense_tables(summary(mixed))
     assert list(made.cells.columns) == ["method", "none", "d-vae°"]
@@ -728,7 +728,7 @@ def test_a_report_has_tables_picture_and_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(SPEED.glob("*-defenses.json")), ids=lambda file: file.stem)
-def test_the_fast_set_was_measured_to_cost_at_most_six_trainings(file: Path) -> None:
+def test_steps_of_the_fast_set_were_measured_at_most_six_times_as_dear(file: Path) -> None:
     measured = json.loads(file.read_text())["defenses"]["defenses"]
     medians = {name: found["cost"][0] for name, found in measured.items()}
     assert 1 + sum(medians[name] for name in AUTO_FAST if name != "none") <= 6

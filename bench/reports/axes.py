@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.files import slugify
 from bench.record import CLEAN_PART, CONTROL
-from bench.reports.cells import accuracy, cell_names, main_numbers
+from bench.reports.cells import accuracy, cell_names, defense_head, main_numbers
 from bench.reports.flags import Number, settle
-from bench.reports.notes import deviations, failures, over_seeds, scale
+from bench.reports.notes import deviations, failures, known, over_seeds, scale
 from bench.reports.summary import (
     CONTROLS,
     PAPER_WIDTH,
@@ -108,7 +108,7 @@ class Axis:
         summary: all records that lie along it, with their controls; only of the poison ratio do
             they come from several contexts, in the context of the ratio 1.
         contexts: where they come from.
-        lines: no defense first, then controls first, then by label.
+        lines: in the order of tables: no defense first, then controls first, then by label.
         controls: the control by defense and architecture.
     """
 
@@ -280,7 +280,10 @@ def _axis(name: str, setting: str, context: Context, points: Sequence[_Point]) -
             if same[2] == CLEAN_PART and same[:2] in defenses:
                 kept[same] = there
     summary = _together(context, [point.place for there in kept.values() for point in there])
-    lines = sorted(_lines(summary, setting, kept), key=_line_order)
+    lines = sorted(
+        _lines(summary, setting, kept),
+        key=lambda line: (summary.defenses.index(line.defense), _line_order(line)),
+    )
     used = {place.summary.context for line in lines for place in line.places.values()}
     axis = Axis(name, setting, summary, frozenset(used), tuple(lines), {})
     wanted = {(defense, column) for defense in axis.defenses for column in axis.columns}
@@ -354,8 +357,7 @@ def _settings_of(rest: str) -> str:
 
 def _line_order(line: Line) -> tuple[Any, ...]:
     place = CONTROLS.index(line.method) if line.method in CONTROLS else len(CONTROLS)
-    name, label = line.defense
-    return name != "none", label, place, _natural(line.label)
+    return place, _natural(line.label)
 
 
 def _order(value: Value) -> tuple[Any, ...]:
@@ -441,7 +443,8 @@ def _along(axis: Axis, usual: int) -> tuple[list[str], _Lines]:
             control = axis.control(line.defense, column)
             groups = [control, *(line.group(value, column) for value in axis.values)]
             cells = [accuracy(group, control, usual) for group in groups]
-            lines.append((line.defense[1], [line.label, str(column), *cells]))
+            head = defense_head(axis.summary, line.defense)
+            lines.append((head, [line.label, str(column), *cells]))
     return heads, lines
 
 
@@ -452,13 +455,14 @@ def _matrix(axis: Axis, usual: int) -> tuple[list[str], _Lines]:
     for defense in axis.defenses:
         controls = [axis.control(defense, column) for column in axis.columns]
         cells = [accuracy(control, control, usual) for control in controls]
-        lines.append((defense[1], [CONTROL, "", *cells]))
+        head = defense_head(axis.summary, defense)
+        lines.append((head, [CONTROL, "", *cells]))
         for line in axis.lines:
             for value in line.values if line.defense == defense else ():
                 groups = [line.group(value, column) for column in axis.columns]
                 pairs = zip(groups, controls, strict=True)
                 cells = [accuracy(group, control, usual) for group, control in pairs]
-                lines.append((defense[1], [line.label, axis.text(value), *cells]))
+                lines.append((head, [line.label, axis.text(value), *cells]))
     return heads, lines
 
 
@@ -466,6 +470,7 @@ def _notes(axis: Axis, lines: list[list[str]], marked: list[str]) -> Iterator[st
     if any(line.method == CLEAN_PART for line in axis.lines):
         yield CLEAN_PART_NOTE
     yield from marked
+    yield from known(axis.summary, lines)
     yield from failures(_named(axis))
     if any(MISSING in line for line in lines):
         yield f"{MISSING}: not run."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bench.record import CLEAN_PART, CONTROL
 from bench.reports.axes import CLEAN_PART_NOTE, EPSILON, POISON_RATIO, Axis, Line, Value
-from bench.reports.cells import verdict
+from bench.reports.cells import defense_phrase, verdict
 from bench.reports.flags import FLAGS, Number, flags, settle
 from bench.reports.notes import chance
 from bench.reports.plots import (
@@ -77,7 +77,7 @@ def axis_figures(axis: Axis, looks: Mapping[str, Style] | None = None) -> dict[s
         columns = [c for c in axis.columns if any(_done(line, c) for line in lines)]
         if not columns:
             continue
-        title = "no defense" if name == "none" else f"defense {label}"
+        title = defense_phrase(axis.summary, (name, label))
         if axis.is_matrix:
             figures[label] = _matrices(axis, lines, columns, title)
         else:

@@ -25,6 +25,14 @@ def defense_head(summary: Summary, defense: tuple[str, str]) -> str:
     return defense[1] + KNOWS * (summary.knows[defense] != NOTHING)
 
 
+def defense_phrase(summary: Summary, defense: tuple[str, str]) -> str:
+    """A defense of `Summary.defenses` in the words of a caption or title."""
+    (name, label), knows = defense, summary.knows[defense]
+    if name == "none":
+        return "no defense"
+    return f"defense {label}" + f" (knows {knows})" * (knows != NOTHING)
+
+
 def row_heads(summary: Summary) -> list[str]:
     """A single defense stands in the caption instead of in a column."""
     return ["defense", "method"] if len(summary.defenses) > 1 else ["method"]

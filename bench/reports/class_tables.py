@@ -43,7 +43,7 @@ def class_tables(summary: Summary) -> list[Table]:
         cells=frame(heads, cells),
         lead=len(names) + 1,
         step=3,
-        notes=(*marked, *known(summary)),
+        notes=(*marked, *known(summary, cells)),
         numbers=machine(numbers),
     )
     return [table] if lines else []

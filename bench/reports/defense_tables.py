@@ -134,17 +134,9 @@ class Board:
     summary: Summary
 
     @property
-    def knows(self) -> dict[Name, str]:
-        """What every defense knows beyond the released images.
-
-        Plain training comes first, then defenses that know nothing, then the others.
-        """
-        return self.summary.knows
-
-    @property
     def compared(self) -> list[Name]:
         """The defenses that know nothing, among which the worst case is found."""
-        return [name for name, told in self.knows.items() if told == NOTHING]
+        return [name for name, told in self.summary.knows.items() if told == NOTHING]
 
     @property
     def title(self) -> str:
@@ -245,7 +237,9 @@ def defenses_table(summary: Summary) -> Table:
     board = Board(summary)
     lines, numbers = [], []
     for line in board.lines:
-        cells = [accuracy(line.group(n), line.control(n), board.usual) for n in board.knows]
+        cells = [
+            accuracy(line.group(n), line.control(n), board.usual) for n in board.summary.defenses
+        ]
         worst = board.worst(line)
         chosen = _worst_cells(board, line, worst)
         chosen[1:1] = [_at_most(line, worst)] * board.has_worst
@@ -275,7 +269,7 @@ def recovery_table(summary: Summary) -> Table:
         if line.first.method == CONTROL:
             continue
         cells, parts = [], {}
-        for name in board.knows:
+        for name in board.summary.defenses:
             group, spread = line.group(name), _whole(line.recoveries(name).values())
             parts[name] = spread
             missing = MISSING if group.done else verdict(group)
@@ -437,7 +431,7 @@ def _place(board: Board) -> str:
 
 def _across(board: Board, *more: str) -> list[str]:
     """The headings of all defenses, and of the worst case if there is one, with more beside it."""
-    heads = [defense_head(board.summary, name) for name in board.knows]
+    heads = [defense_head(board.summary, name) for name in board.summary.defenses]
     return [*heads, board.title, *more, "by"] if board.has_worst else heads
 
 
@@ -501,7 +495,8 @@ def _notes(
         if any(ONE_SEED in cell for line in lines for cell in line):
             yield ONE_SEED_NOTE
         yield from board.left_out(board.lines)
-    yield from known(board.summary, ", and is not in the worst case")
+    heads = [[defense_head(board.summary, name) for name in board.summary.defenses]]
+    yield from known(board.summary, heads, ", and is not in the worst case")
     yield from marked
     yield from failures(_named(board))
     if gaps and any(MISSING in line for line in lines):
@@ -513,7 +508,8 @@ def _named(board: Board) -> Iterator[tuple[str, Group]]:
     for line in board.lines:
         for name, row in line.rows.items():
             group = board.summary.group(row, line.column)
-            yield f"{line.label} on {line.column} under {name[1]}", group
+            under = defense_head(board.summary, name)
+            yield f"{line.label} on {line.column} under {under}", group
 
 
 # Numbers for machines.
@@ -521,12 +517,12 @@ def _named(board: Board) -> Iterator[tuple[str, Group]]:
 
 def _numbers(board: Board, line: Line, worst: WorstCase[Name] | None) -> Iterator[dict[str, Any]]:
     """A row a defense that has any records, and one for the worst case."""
-    for name in board.knows:
+    for name in board.summary.defenses:
         group = line.group(name)
         if group.done or group.failed:
             yield {
                 **cell_names(board.summary, line.rows[name], line.column),
-                "side_information": board.knows[name],
+                "side_information": board.summary.knows[name],
                 "n": len(group.done),
                 "failed": len(group.failed),
                 **hundredths("test_acc_percent", group.spread("final_test_acc")),
@@ -554,7 +550,7 @@ def _recovery_numbers(
         if group.done or group.failed:
             yield {
                 **cell_names(board.summary, line.rows[name], line.column),
-                "side_information": board.knows[name],
+                "side_information": board.summary.knows[name],
                 "n": spread.n,
                 "failed": len(group.failed),
                 **hundredths("recovery_percent", spread),

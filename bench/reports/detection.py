@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.record import CONTROL
-from bench.reports.cells import cell_names, row_heads, row_names, verdict
+from bench.reports.cells import cell_names, defense_phrase, row_heads, row_names, verdict
 from bench.reports.flags import Flag, Number, flag_names, flags, flags_of_all, settle
 from bench.reports.notes import PEAK_NOTE, failures, known, over_seeds, scale, usual_seeds
 from bench.reports.plots import GREY, Style, brief, entitle, nth_style, plain_style
@@ -319,7 +319,7 @@ def _over(summary: Summary) -> str:
 
 
 def _notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
-    yield from known(summary)
+    yield from known(summary, lines)
     yield from failures(
         (f"{' under '.join(row_names(summary, row)[::-1])} on {column}", summary.group(row, column))
         for row in summary.rows
@@ -357,7 +357,7 @@ def roc_figures(summary: Summary) -> dict[str, Figure]:
         if len(methods) > 1:
             enough = {m: there for m, there in methods.items() if len(there) >= ENOUGH}
             methods = {f"all {len(methods)} methods": together, **enough}
-        title = "no defense" if name == "none" else f"defense {label}"
+        title = defense_phrase(summary, (name, label))
         place = f"{label} {column}"
         figures[place] = _roc_figure(summary, methods, controls, f"{title} · {column}")
     return figures

@@ -64,8 +64,12 @@ def heatmaps(summary: Summary) -> dict[Column, Figure]:
     for column in summary.columns:
         lines = [line for line in board.lines if line.column == column]
         methods = [line for line in lines if line.first.method not in CONTROLS[:1]]
-        done = any(line.group(name).done for line in lines for name in board.knows)
-        if done and len(methods) >= FEWEST_METHODS and len(board.knows) >= FEWEST_DEFENSES:
+        done = any(line.group(name).done for line in lines for name in board.summary.defenses)
+        if (
+            done
+            and len(methods) >= FEWEST_METHODS
+            and len(board.summary.defenses) >= FEWEST_DEFENSES
+        ):
             figures[column] = _figure(board, column, lines)
     return figures
 
@@ -75,9 +79,9 @@ def _figure(board: Board, column: Column, lines: Sequence[Line]) -> Figure:
 
     rows = [_fields(board, line) for line in lines]
     texts, marked = settle([field.cell for field in row] for row in rows)
-    heads = [brief(defense_head(board.summary, name)) for name in board.knows]
+    heads = [brief(defense_head(board.summary, name)) for name in board.summary.defenses]
     heads += [WORST] if board.has_worst else []
-    kinds = [told != NOTHING for told in board.knows.values()]
+    kinds = [told != NOTHING for told in board.summary.knows.values()]
     across = _places([*kinds, *([WORST] if board.has_worst else [])])
     down = _places([line.first.method in CONTROLS for line in lines])
     labels = [brief(line.label) for line in lines]
@@ -102,7 +106,7 @@ def _figure(board: Board, column: Column, lines: Sequence[Line]) -> Figure:
 
 def _seeds(board: Board, lines: Sequence[Line]) -> str:
     """How many victims stand behind a number."""
-    counts = {len(line.group(n).done) for line in lines for n in board.knows} - {0}
+    counts = {len(line.group(n).done) for line in lines for n in board.summary.defenses} - {0}
     least, most = min(counts), max(counts)
     if most == 1:
         return "one seed"
@@ -132,7 +136,7 @@ def _places(kinds: Sequence[object]) -> list[float]:
 
 def _fields(board: Board, line: Line) -> list[_Field]:
     """The numbers of a method: its defenses, and the worst case if there is one."""
-    fields = [_field(line.group(name), line.control(name)) for name in board.knows]
+    fields = [_field(line.group(name), line.control(name)) for name in board.summary.defenses]
     if board.has_worst:
         worst = board.worst(line)
         if worst is None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.errors import NOT_RUN
 from bench.recipe import PUBLISHED
 from bench.record import CONTROL
-from bench.reports.cells import KNOWS, last_line
+from bench.reports.cells import KNOWS, defense_phrase, last_line
 from bench.reports.summary import (
     NOTHING,
     PAPER_WIDTH,
@@ -63,10 +63,8 @@ def _tests(summary: Summary) -> str:
 
 def _only_defense(summary: Summary) -> list[str]:
     """The defense, where it has no column of its own."""
-    (name, label), *others = summary.defenses
-    if others:
-        return []
-    return ["no defense" if name == "none" else f"defense {label}"]
+    defense, *others = summary.defenses
+    return [] if others else [defense_phrase(summary, defense)]
 
 
 def _protected(summary: Summary) -> list[str]:
@@ -140,20 +138,22 @@ def deviations(label: str, records: Iterable[Record], but: Collection[str] = ())
         yield f"{label}: {', '.join(pairs)}"
 
 
-def known(summary: Summary, more: str = "") -> Iterator[str]:
+def known(summary: Summary, shown: Iterable[Sequence[str]], more: str = "") -> Iterator[str]:
     """Which defenses know more than the released images, and what.
 
     Args:
         summary: of one context.
+        shown: the rows of a table; where no defense in it is marked, there is nothing to say.
         more: what else is to be said of them.
     """
+    if not any(KNOWS in cell for line in shown for cell in line):
+        return
     knowing: dict[str, list[str]] = defaultdict(list)
     for (_, label), told in summary.knows.items():
         if told != NOTHING:
             knowing[told].append(label)
-    if knowing:
-        said = "; ".join(f"{', '.join(names)}: {told}" for told, names in knowing.items())
-        yield f"{KNOWS}: knows more than the released images{more}: {said}."
+    said = "; ".join(f"{', '.join(names)}: {told}" for told, names in knowing.items())
+    yield f"{KNOWS}: knows more than the released images{more}: {said}."
 
 
 def defense_notes(summary: Summary) -> Iterator[str]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.files import write_with
 from bench.record import CLEAN_PART, CONTROL
-from bench.reports.cells import verdict
+from bench.reports.cells import defense_head, defense_phrase, verdict
 from bench.reports.flags import Flag, Number, flags, settle
-from bench.reports.notes import chance, scale
+from bench.reports.notes import chance, known, scale
 from bench.reports.summary import Column, Group, Row, Summary
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def curve_figures(summary: Summary, looks: Mapping[str, Style] | None = None) ->
         rows = [row for row in summary.rows if summary.defense_of(row) == (name, label)]
         columns = _with_results(summary, rows)
         if columns:
-            title = "no defense" if name == "none" else f"defense {label}"
+            title = defense_phrase(summary, (name, label))
             figures[label] = _curves(summary, rows, columns, looks, title)
     return figures
 
@@ -404,8 +404,10 @@ def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) 
     if not columns:
         return None
     parts = {
-        label: [row for row in summary.rows if summary.defense_of(row) == (name, label)]
-        for name, label in summary.defenses
+        defense_head(summary, defense): [
+            row for row in summary.rows if summary.defense_of(row) == defense
+        ]
+        for defense in summary.defenses
     }
     stacks = _stacked(parts)
     height = max(map(_lines, stacks))
@@ -437,7 +439,8 @@ def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) 
                 axes.set_xlabel("accuracy (%)")
         seeds = victim_seeds(len(group.done) for group in summary.groups.values())
         title = f"final clean test accuracy, {seeds}"
-        entitle(figure, summary, title, [OVERVIEW_NOTE, *marked])
+        notes = [OVERVIEW_NOTE, *marked, *known(summary, [parts])]
+        entitle(figure, summary, title, notes)
     return figure
 
 

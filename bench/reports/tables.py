@@ -142,7 +142,7 @@ def details_table(summary: Summary) -> Table:
         "crafting; seconds of training a victim."
     )
     notes = [PEAK_NOTE, *([SEPARABLE_NOTE] if scored else []), *marked]
-    notes += [*known(summary), *_failures(summary)]
+    notes += [*known(summary, cells), *_failures(summary)]
     return Table(
         name="details",
         caption=(caption, *scale(summary)),
@@ -222,13 +222,13 @@ def shortcut_table(summary: Summary) -> Table:
         cells=frame(heads, cells),
         lead=len(names) + 1,
         step=len(heads) - len(names) - 1,
-        notes=(SHORTCUT_NOTE, *marked, *known(summary)) if lines else (),
+        notes=(SHORTCUT_NOTE, *marked, *known(summary, cells)) if lines else (),
         numbers=machine(numbers),
     )
 
 
 def _main_notes(summary: Summary, lines: list[list[str]]) -> Iterator[str]:
-    yield from known(summary)
+    yield from known(summary, lines)
     yield from _failures(summary)
     if any(MISSING in line for line in lines):
         yield f"{MISSING}: not run, or nothing to compare with."
