@@ -7,6 +7,7 @@ import random
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from bench import record as records_of
 from bench.component import parse, parse_one
 from bench.errors import UsageError
 from bench.grid import Expansion, Grid
+from bench.record import read_all
 from bench.registry import DEFENSES
 from bench.reports.defense_tables import (
     AT_MOST_NOTE,
@@ -732,6 +734,17 @@ def test_steps_of_the_fast_set_were_measured_at_most_six_times_as_dear(file: Pat
     measured = json.loads(file.read_text())["defenses"]["defenses"]
     medians = {name: found["cost"][0] for name, found in measured.items()}
     assert 1 + sum(medians[name] for name in AUTO_FAST if name != "none") <= 6
+
+
+def test_of_the_fast_set_none_is_dear_on_a_gpu_that_small_networks_do_not_fill() -> None:
+    """In the heat-map's records all members but the projection, which was not run there."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for one in read_all(SPEED.parent / "defenses-quick-cifar10"):
+        if one["status"] == "done" and "H200" in one["device"].get("name", ""):
+            seconds[one["defense_label"]].append(one["seconds"])
+    medians = {name: statistics.median(there) for name, there in seconds.items()}
+    assert set(AUTO_FAST) - set(medians) == {"orthogonal-projection"}
+    assert sum(medians.get(name, 0.0) for name in AUTO_FAST) <= 5 * medians["none"]
 
 
 def test_the_fast_set_was_measured() -> None:
