@@ -17,11 +17,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from statistics import fmean
 from typing import Generic, TypeVar
 
 from bench.component import split
 from bench.errors import UsageError
+from bench.registry import DEFENSES
 
 K = TypeVar("K", bound=Hashable)
 
@@ -66,7 +68,8 @@ def expand(text: str) -> str:
         text: as typed, for instance "auto-fast,dpsgd-batch".
 
     Raises:
-        UsageError: if a set is given settings or joined with something, or for early stopping.
+        UsageError: if a set is given settings, joined with something or misspelt, or for early
+            stopping.
     """
     pieces: list[str] = []
     for piece in split(text):
@@ -82,6 +85,12 @@ def expand(text: str) -> str:
             raise UsageError(
                 f"'{name}' stands for several defenses ({','.join(SETS[name])}); it takes no "
                 f"settings and is not joined by +: '{piece}'"
+            )
+        near = get_close_matches(piece, SETS, n=1, cutoff=0.75)
+        if near and piece not in (*SETS, *DEFENSES.entries):
+            raise UsageError(
+                f"unknown defense '{piece}'; did you mean {near[0]}, which stands for "
+                f"{','.join(SETS[near[0]])}?"
             )
         pieces.append(piece)
     return ",".join(",".join(SETS.get(piece, (piece,))) for piece in pieces)

@@ -108,9 +108,23 @@ def test_members_of_sets_come_without_settings_and_once() -> None:
         assert not any(":" in member or "," in member for member in members)
 
 
-def test_mistyped_sets_get_the_usual_error() -> None:
-    with pytest.raises(UsageError, match="unknown defense 'auto-fats'"):
-        parse(expand("auto-fats,mixup"), DEFENSES)
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("auto-fats", "auto-fast"), ("autofast", "auto-fast"), ("Auto", "auto"), ("auot", "auto")],
+)
+def test_a_mistyped_set_is_told_which_was_meant(typed: str, meant: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        expand(f"mixup,{typed}")
+    expected = f"unknown defense '{typed}'; did you mean {meant}, which stands for none,grayscale,"
+    assert str(caught.value).startswith(expected)
+
+
+def test_no_defense_is_taken_for_a_mistyped_set(monkeypatch) -> None:
+    assert expand(",".join(DEFENSES.entries)) == ",".join(DEFENSES.entries)
+    monkeypatch.setitem(DEFENSES.entries, "autos", DEFENSES.entries["mixup"])  # a plug-in's
+    assert expand("autos") == "autos"
+    with pytest.raises(UsageError, match="unknown defense 'mixpu'; did you mean mixup"):
+        parse(expand("mixpu"), DEFENSES)
 
 
 @pytest.mark.parametrize(
