@@ -46,7 +46,9 @@ AUTO = (
 AUTO_FAST = ("none", "grayscale", "jpeg", "orthogonal-projection", "coin")
 """Together five to six times plain training, as measured on processors (`results/speed`).
 
-The linear fit of the projection comes on top, which takes seconds. `ueraser-lite` costs no more
+That includes the linear fit of the projection, ten to forty seconds of one core. It is done on the
+processor everywhere: beside a GPU that trains a small network in four seconds it is the dearest
+part of the set, which then costs more than six times plain training. `ueraser-lite` costs no more
 than the others on processors, but four times plain training on an H200 that small networks did not
 fill (`results/defenses-quick-cifar10`): its many small operations wait for their launches.
 """
@@ -73,12 +75,13 @@ def expand(text: str) -> str:
     """
     pieces: list[str] = []
     for piece in split(text):
-        if piece == READING:
+        names = {part.partition(":")[0].strip() for part in piece.split("+")}
+        if READING in names:
             raise UsageError(
                 f"'{READING}' is no training of its own: add --holdout 500 (images that are kept "
                 "from training), and the tables tell what it would have given"
             )
-        names = {part.partition(":")[0].strip() for part in piece.split("+")} & set(SETS)
+        names &= set(SETS)
         setting = "=" in piece.partition(":")[0] and pieces and pieces[-1] in SETS
         if piece not in SETS and (setting or names):
             name = pieces[-1] if setting else min(names)
@@ -86,8 +89,9 @@ def expand(text: str) -> str:
                 f"'{name}' stands for several defenses ({','.join(SETS[name])}); it takes no "
                 f"settings and is not joined by +: '{piece}'"
             )
-        near = get_close_matches(piece, SETS, n=1, cutoff=0.75)
-        if near and piece not in (*SETS, *DEFENSES.entries):
+        near = get_close_matches(piece.lower(), SETS, n=1, cutoff=0.75)
+        plain = not any(character in piece for character in "*?[")
+        if near and plain and piece not in (*SETS, *DEFENSES.entries):
             raise UsageError(
                 f"unknown defense '{piece}'; did you mean {near[0]}, which stands for "
                 f"{','.join(SETS[near[0]])}?"

@@ -11,6 +11,7 @@ import pytest
 
 from bench.reports.detection import (
     ENOUGH,
+    PARTLY_NOTE,
     Stop,
     area,
     area_within,
@@ -140,6 +141,13 @@ def test_detection_by_method() -> None:
     assert found.auc["sep"] == 0.875
     assert (found.n["ule"], found.failed["ule"], found.control_n["ule"]) == (1, 1, 2)
     assert found.suspicion_points["sep"] == 30
+
+
+@pytest.mark.parametrize("partly", [{"poison_ratio": 0.5}, {"protected_classes": [1, 2]}])
+def test_clean_images_among_the_held_out_are_told(partly: dict) -> None:
+    assert PARTLY_NOTE not in detection_table(summary(board())).notes
+    some = [victim("clean", [0.5], [0.5], **partly), victim("sep", [0.7], [0.5], **partly)]
+    assert any(PARTLY_NOTE in detection_table(made).notes for made in summarise(some))
 
 
 def test_seeds_and_architectures_are_samples_of_one_row() -> None:

@@ -110,7 +110,7 @@ def test_members_of_sets_come_without_settings_and_once() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("auto-fats", "auto-fast"), ("autofast", "auto-fast"), ("Auto", "auto"), ("auot", "auto")],
+    [("auto-fats", "auto-fast"), ("autofast", "auto-fast"), ("AUTO", "auto"), ("auot", "auto")],
 )
 def test_a_mistyped_set_is_told_which_was_meant(typed: str, meant: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -123,6 +123,7 @@ def test_no_defense_is_taken_for_a_mistyped_set(monkeypatch) -> None:
     assert expand(",".join(DEFENSES.entries)) == ",".join(DEFENSES.entries)
     monkeypatch.setitem(DEFENSES.entries, "autos", DEFENSES.entries["mixup"])  # a plug-in's
     assert expand("autos") == "autos"
+    assert expand("auto*,aut?") == "auto*,aut?"
     with pytest.raises(UsageError, match="unknown defense 'mixpu'; did you mean mixup"):
         parse(expand("mixpu"), DEFENSES)
 
@@ -136,7 +137,9 @@ def test_sets_take_no_settings_and_are_not_joined(typed: str) -> None:
         expand(typed)
 
 
-@pytest.mark.parametrize("typed", ["early-stopping", "none, early-stopping"])
+@pytest.mark.parametrize(
+    "typed", ["early-stopping", "none, early-stopping", "jpeg+early-stopping", "early-stopping:k=1"]
+)
 def test_early_stopping_is_no_defense_but_a_reading(typed: str) -> None:
     with pytest.raises(UsageError, match="--holdout 500"):
         expand(typed)
@@ -506,6 +509,7 @@ def test_ranks_by_plain_training_and_by_the_worst_case() -> None:
     assert found.at_most_percent.dropna().to_dict() == highest
     assert any("ar on rn18 ×1/4 under mixup, seed 1" in note for note in made.notes)
     assert "Near values may change places: ranks are of means." in " ".join(made.notes)
+    assert "another of the same method may differ by more than ± says" in " ".join(made.notes)
     assert UNRANKED_NOTE not in made.notes
 
 
@@ -604,7 +608,11 @@ def test_what_all_methods_lack_is_told_once() -> None:
     lacking = [[0.1, 0.1], [0.5, 0.5], [0.2]]
     records = [*three("ule", *lacking), *three("sep", *lacking)]
     told = [note for note in table(records, "defenses").notes if note.startswith(LEFT_OUT)]
-    assert told == ["⊂: worst of 3 does without cutout (1 of 2) for want of seeds: all methods."]
+    # The title counts what there was to choose from.
+    assert told == ["⊂: worst of 2 does without cutout (1 of 2) for want of seeds: all methods."]
+    ranking = table(records, "ranking")
+    assert "chooses among 2 defenses" in " ".join(ranking.caption)
+    assert "worst of 2" in list(ranking.cells.columns)
     assert [cells[1] for cells in ranks(records).values()] == ["1", "1"]  # both lack the same
 
 
@@ -744,14 +752,39 @@ def test_a_report_has_tables_picture_and_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(SPEED.glob("*-defenses.json")), ids=lambda file: file.stem)
-def test_steps_of_the_fast_set_were_measured_at_most_six_times_as_dear(file: Path) -> None:
-    measured = json.loads(file.read_text())["defenses"]["defenses"]
-    medians = {name: found["cost"][0] for name, found in measured.items()}
-    assert 1 + sum(medians[name] for name in AUTO_FAST if name != "none") <= 6
+def test_the_fast_set_was_measured_at_most_six_times_as_dear(file: Path) -> None:
+    """Steps, and what is done to the images before the first one."""
+    told = json.loads(file.read_text())
+    measured, machine = told["defenses"]["defenses"], told["machine"]["name"]
+    plain = core_seconds("worst-case-quick-cifar10", "none", machine) or core_seconds(
+        "quick-fp32-avx2-cifar10", "none", machine
+    )
+    total = 1.0
+    for name in set(AUTO_FAST) - {"none"}:
+        steps = measured[name]["cost"][0]
+        if (file.stem, name) == ("epyc-2-cores-defenses", "grayscale"):
+            # Disturbed by other work, says the page beside it; whole victims were not.
+            steps = core_seconds("worst-case-quick-cifar10", name, machine) / plain
+        total += steps + measured[name]["prepare_seconds"] / plain
+    assert 5 < total <= 6
+
+
+def core_seconds(folder: str, defense: str, machine: str) -> float:
+    """Median of a campaign's victims under a defense, on machines of one kind; 0 without any."""
+    found = [
+        one["core_seconds"]
+        for one in read_all(SPEED.parent / folder)
+        if (one["defense_label"], one["device"]["name"]) == (defense, machine)
+        and (one["status"], one["arch"]) == ("done", "rn18")
+    ]
+    return statistics.median(found) if found else 0.0
 
 
 def test_of_the_fast_set_none_is_dear_on_a_gpu_that_small_networks_do_not_fill() -> None:
-    """In the heat-map's records all members but the projection, which was not run there."""
+    """In the heat-map's records all members but the projection, which was not run there.
+
+    Its fit, on the processor beside, would take as long as several such victims.
+    """
     seconds: dict[str, list[float]] = defaultdict(list)
     for one in read_all(SPEED.parent / "defenses-quick-cifar10"):
         if one["status"] == "done" and "H200" in one["device"].get("name", ""):

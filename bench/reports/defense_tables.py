@@ -64,7 +64,8 @@ ONE_SEED_NOTE = f"{ONE_SEED}: chosen and reported on one seed: flatters the trai
 CHANGE_NOTE = (
     f"rank: 1 is the lowest accuracy, the best protection; {CONTROL} and other controls have none. "
     "change: places gained (+) or lost (−) once the trainer may choose the defense. Near values "
-    "may change places: ranks are of means."
+    "may change places: ranks are of means. Every method has one crafted set here; another of the "
+    "same method may differ by more than ± says."
 )
 PLAIN_NOTE = "{title}: over the seeds of the worst case, where there is one."
 UNRANKED_NOTE = (
@@ -138,10 +139,16 @@ class Board:
         """The defenses that know nothing, among which the worst case is found."""
         return [name for name, told in self.summary.knows.items() if told == NOTHING]
 
+    @cached_property
+    def chosen_from(self) -> list[Name]:
+        """Those of them that a worst case is really found among; others lack seeds everywhere."""
+        worsts = [worst for line in self.lines if (worst := self.worst(line)) is not None]
+        return [name for name in self.compared if any(name in w.compared for w in worsts)]
+
     @property
     def title(self) -> str:
         """What the worst case is over."""
-        return title_of([label for _, label in self.compared])
+        return title_of([label for _, label in self.chosen_from or self.compared])
 
     @property
     def has_worst(self) -> bool:
@@ -347,7 +354,7 @@ def ranking_table(summary: Summary) -> Table:
     caption = (
         f"Protections by clean test accuracy in percent{_place(board)}, {over_seeds(board.usual)}: "
         f"{'without defense' if first == 'none' else f'under {first}'}, and against a trainer who "
-        f"chooses among {len(board.compared)} defenses."
+        f"chooses among {len(board.chosen_from or board.compared)} defenses."
     )
     notes = [CHANGE_NOTE, PLAIN_NOTE.format(title=title)]
     notes += [UNRANKED_NOTE] * any(UNRANKED in cell for line in texts for cell in line)

@@ -41,10 +41,18 @@ AUC_NOTE = (
     "architecture under the same defense, ties counted half; 50 % is guessing. n: victims of both, "
     "seeds and architectures together; a few can tell no more than perfect from imperfect."
 )
+PARTLY_NOTE = (
+    "Not all images are protected, so some that were held out are clean, and dilute the suspicion: "
+    "a trainer cannot tell them apart."
+)
 
 
 def suspicion(record: Record) -> float | None:
-    """Accuracy on held-out released images minus that on clean test images, after training."""
+    """Accuracy on held-out released images minus that on clean test images, after training.
+
+    Where only some images are protected, others are held out, too: a trainer cannot tell them
+    apart.
+    """
     held, clean = _held_out(record), record["final_test_acc"]
     return None if held is None or clean is None else held - clean
 
@@ -158,9 +166,15 @@ def detection_table(summary: Summary, *, train: bool = False) -> Table:
         cells=frame(heads, cells),
         lead=len(row_heads(summary)),
         step=len(columns) + 1,
-        notes=(DETECTOR_NOTE, AUC_NOTE, *marked, *_notes(summary, cells)),
+        notes=(DETECTOR_NOTE, AUC_NOTE, *_partly(summary), *marked, *_notes(summary, cells)),
         numbers=machine(numbers),
     )
+
+
+def _partly(summary: Summary) -> list[str]:
+    """That held-out images are protected only in part, where they are."""
+    context = summary.context
+    return [PARTLY_NOTE] * (context.poison_ratio != 1 or bool(context.protected_classes))
 
 
 def _doubts(summary: Summary, row: Row, *, controls: bool = False) -> list[Flag]:
