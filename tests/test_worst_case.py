@@ -509,7 +509,7 @@ def test_ranks_by_plain_training_and_by_the_worst_case() -> None:
     assert found.at_most_percent.dropna().to_dict() == highest
     assert any("ar on rn18 ×1/4 under mixup, seed 1" in note for note in made.notes)
     assert "Near values may change places: ranks are of means." in " ".join(made.notes)
-    assert "another of the same method may differ by more than ± says" in " ".join(made.notes)
+    assert "another set of the same method may differ by more than ± says" in " ".join(made.notes)
     assert UNRANKED_NOTE not in made.notes
 
 
