@@ -20,7 +20,6 @@ from bench.component import (
     bracket,
     build,
     canonical,
-    number,
     parse,
     parse_one,
     split,
@@ -525,18 +524,7 @@ def _short(value: Any) -> str:
         return f"[{','.join(bracket(_short(item)) for item in value)}]"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if value is None:
-        return "none"
-    return _shortest(value) if isinstance(value, float) else bracket(str(value))
-
-
-def _shortest(value: float) -> str:
-    """The shortest text that gives the number back when typed: 8/255, not 0.03137254901960784."""
-    levels = f"{255 * value:.4g}/255"
-    for text in (f"{value:.4g}", levels):
-        if number(text) == value:
-            return text
-    return repr(value)
+    return f"{value:.4g}" if isinstance(value, float) else bracket(str(value))
 
 
 def held_out(count: int, holdout: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,7 @@ def expand(text: str) -> str:
                 f"settings and is not joined by +: '{piece}'"
             )
         near = get_close_matches(piece.lower(), SETS, n=1, cutoff=0.75)
-        plain = not any(character in piece for character in "*?[")
+        plain = not any(character in piece for character in "*?[=")
         if near and plain and piece not in (*SETS, *DEFENSES.entries):
             raise UsageError(
                 f"unknown defense '{piece}'; did you mean {near[0]}, which stands for "

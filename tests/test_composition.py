@@ -107,26 +107,6 @@ def test_labels_can_be_typed_again() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "at-linf:epsilon=1/255",
-        "at-linf:epsilon=2.5/255,step_size=0.5/255",
-        "at-linf:epsilon=0.0123456789",
-        "gaussian-blur:sigma=0.7",
-        "jpeg:quality=9+at-linf:epsilon=1/255",
-    ],
-)
-def test_labels_give_numbers_back_to_the_last_digit(typed: str) -> None:
-    def only(defenses: str) -> tuple:
-        (found,) = Expansion(replace(SMALL, defenses=defenses)).defenses
-        return found
-
-    label, defense = only(typed)
-    assert label == typed
-    assert only(label)[1] == defense
-
-
 def test_every_radius_is_a_row_of_its_own() -> None:
     methods = Expansion(replace(SMALL, methods="noise,cuda+noise", epsilon=(2 / 255, 0.1))).methods
     sizes = [str(method.budget) for _, method in methods]
