@@ -47,10 +47,11 @@ AUTO_FAST = ("none", "grayscale", "jpeg", "orthogonal-projection", "coin")
 """Together five to six times plain training, as measured on processors (`results/speed`).
 
 That includes the linear fit of the projection, ten to forty seconds of one core. It is done on the
-processor everywhere: beside a GPU that trains a small network in four seconds it is the dearest
-part of the set, which then costs more than six times plain training. `ueraser-lite` costs no more
-than the others on processors, but four times plain training on an H200 that small networks did not
-fill (`results/defenses-quick-cifar10`): its many small operations wait for their launches.
+processor everywhere: beside a GPU that trains a small network in four seconds it would be the
+dearest part of the set, which would then cost more than six times plain training. `ueraser-lite`
+costs no more than the others on processors, but four times plain training on an H200 that small
+networks did not fill (`results/defenses-quick-cifar10`): its many small operations wait for their
+launches.
 """
 
 SETS: Mapping[str, tuple[str, ...]] = {"auto": AUTO, "auto-fast": AUTO_FAST}

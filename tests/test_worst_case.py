@@ -124,6 +124,7 @@ def test_no_defense_is_taken_for_a_mistyped_set(monkeypatch) -> None:
     monkeypatch.setitem(DEFENSES.entries, "autos", DEFENSES.entries["mixup"])  # a plug-in's
     assert expand("autos") == "autos"
     assert expand("auto*,aut?") == "auto*,aut?"
+    assert expand("mixup:alpha=1,x=auto") == "mixup:alpha=1,x=auto"  # a setting
     with pytest.raises(UsageError, match="unknown defense 'mixpu'; did you mean mixup"):
         parse(expand("mixpu"), DEFENSES)
 

@@ -141,14 +141,18 @@ class Board:
 
     @cached_property
     def chosen_from(self) -> list[Name]:
-        """Those of them that a worst case is really found among; others lack seeds everywhere."""
+        """Those of them that a worst case is really found among; others lack seeds everywhere.
+
+        All of them where there is no worst case yet.
+        """
         worsts = [worst for line in self.lines if (worst := self.worst(line)) is not None]
-        return [name for name in self.compared if any(name in w.compared for w in worsts)]
+        found = [name for name in self.compared if any(name in w.compared for w in worsts)]
+        return found or self.compared
 
     @property
     def title(self) -> str:
         """What the worst case is over."""
-        return title_of([label for _, label in self.chosen_from or self.compared])
+        return title_of([label for _, label in self.chosen_from])
 
     @property
     def has_worst(self) -> bool:
@@ -354,7 +358,7 @@ def ranking_table(summary: Summary) -> Table:
     caption = (
         f"Protections by clean test accuracy in percent{_place(board)}, {over_seeds(board.usual)}: "
         f"{'without defense' if first == 'none' else f'under {first}'}, and against a trainer who "
-        f"chooses among {len(board.chosen_from or board.compared)} defenses."
+        f"chooses among {len(board.chosen_from)} defenses."
     )
     notes = [CHANGE_NOTE, PLAIN_NOTE.format(title=title)]
     notes += [UNRANKED_NOTE] * any(UNRANKED in cell for line in texts for cell in line)
