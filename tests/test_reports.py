@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -335,6 +335,29 @@ def test_many_defenses_stand_side_by_side_on_a_page() -> None:
     assert height < 1.2 * width + 8
     assert [axes.get_ylabel() for axes in figure.axes] == names
     assert all(len(axes.get_yticklabels()) == 3 for axes in figure.axes)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_names_of_panels_do_not_run_into_each_other(count: int) -> None:
+    methods = ("clean", "sep", "ule", "cuda")[: count + 1]
+    names = ["none", "random-noise:std=0.06275", "random-noise:std=0.08235", "bit-depth"]
+    records = [record(m, defense=n, defense_label=n) for n in names for m in methods]
+    figure = overview_figure(summary(records))
+    figure.savefig(io.BytesIO(), format="png")
+    boxes = [axes.yaxis.label.get_window_extent() for axes in figure.axes]
+    ticks = [axes.yaxis.get_tightbbox(for_layout_only=False) for axes in figure.axes]
+    assert {axes.get_ylabel() for axes in figure.axes} == set(names)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert all(box.x0 >= 0 and box.y0 >= 0 for box in [*boxes, *ticks])
+
+
+def test_pictures_round_as_tables_do() -> None:
+    # Half of .4874 + .5036 is .4955, and a hundred times that, in binary, a little more than 49.55.
+    victims = [record("clean", test=test, seed=seed) for seed, test in enumerate((0.4874, 0.5036))]
+    one = summary(victims)
+    (axes,) = overview_figure(one).axes
+    assert "49.5" in [text.get_text()[:4] for text in axes.texts]
+    assert any("49.5 ±" in cell for cell in main_table(one).cells.iloc[0])
 
 
 def test_methods_keep_their_looks() -> None:

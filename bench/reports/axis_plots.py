@@ -30,6 +30,7 @@ from bench.reports.plots import (
     victim_seeds,
 )
 from bench.reports.summary import Column, Group, Spread
+from bench.reports.table import decimals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -358,7 +359,7 @@ def _text(group: Group, control: Group) -> str | Number:
     if not spread.n:
         return verdict(group)
     deviation = f"\n± {spread.sd:.1f}" if spread.n > 1 else ""
-    return Number(f"{spread.mean:.1f}{deviation}", flags(group, control))
+    return Number(f"{decimals(spread.mean, 1)}{deviation}", flags(group, control))
 
 
 def _draw_matrix(

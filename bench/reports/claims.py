@@ -23,7 +23,7 @@ from bench.errors import UsageError
 from bench.reports.flags import Flag, Number, flag_names, flags, settle
 from bench.reports.notes import scale
 from bench.reports.summary import Spread, Summary
-from bench.reports.table import MISSING, Table
+from bench.reports.table import MISSING, Table, decimals
 
 CONFIDENCE = 0.95
 FILE = "claims.toml"
@@ -212,4 +212,4 @@ def _first(value: float) -> float:
 
 
 def _percent(value: float, doubts: tuple[Flag, ...], after: str = "") -> str | Number:
-    return MISSING + after if math.isnan(value) else Number(f"{100 * value:.1f}", doubts, after)
+    return MISSING + after if math.isnan(value) else Number(decimals(100 * value, 1), doubts, after)

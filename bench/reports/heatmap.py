@@ -12,7 +12,7 @@ from bench.reports.defense_tables import ONE_SEED, ONE_SEED_NOTE, Board, Line
 from bench.reports.flags import Number, flags, settle
 from bench.reports.plots import GREY, brief, colour_bar, entitle, plain_style
 from bench.reports.summary import CONTROLS, NOTHING, Column, Group, Spread, Summary
-from bench.reports.table import MISSING
+from bench.reports.table import MISSING, decimals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +142,7 @@ def _fields(board: Board, line: Line) -> list[_Field]:
         if worst is None:
             return [*fields, _Field(None, MISSING)]
         mean = 100 * Spread.of(worst.scores.values()).mean
-        number = Number(f"{mean:.1f}", board.doubts(line, worst), board.marks(worst))
+        number = Number(decimals(mean, 1), board.doubts(line, worst), board.marks(worst))
         fields.append(_Field(mean, number))
     return fields
 
@@ -151,7 +151,7 @@ def _field(group: Group, control: Group) -> _Field:
     if not group.done:
         return _Field(None, verdict(group))
     percent = 100 * group.spread("final_test_acc").mean
-    return _Field(percent, Number(f"{percent:.1f}", flags(group, control)))
+    return _Field(percent, Number(decimals(percent, 1), flags(group, control)))
 
 
 def _draw(

@@ -16,6 +16,7 @@ from bench.reports.cells import defense_head, defense_phrase, verdict
 from bench.reports.flags import Flag, Number, flags, settle
 from bench.reports.notes import chance, known, scale
 from bench.reports.summary import Column, Group, Row, Summary
+from bench.reports.table import decimals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +37,8 @@ LEADER = 18
 """Points between a panel and a name beside it, enough for the look of the line that it names."""
 PAGE_LINES, PANEL_GAP = 48, 1.4
 """Lines of the overview above each other, and how many of them are between two of its panels."""
+LINE, LETTER = 0.21, 0.1
+"""Height of a line of the overview, and width of a letter of a panel's name, in inches."""
 NAME_HEIGHT = 12.9
 """Height of a method's name in percent of a panel one inch high."""
 
@@ -411,8 +414,14 @@ def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) 
     }
     stacks = _stacked(parts)
     height = max(map(_lines, stacks))
+    heads = {label: brief(label) if len(parts) > 1 else "" for label in parts}
+    # A name that is longer than its panel is high would run into the next one.
+    level = any(LETTER * len(heads[n]) > LINE * (len(parts[n]) + PANEL_GAP) for n in parts)
+    turn = {"rotation": "horizontal", "ha": "right", "va": "center"} if level else {}
     with plain_style():
         size = _overview_size(height, len(columns) * len(stacks))
+        if level:
+            size = (size[0] + LETTER * max(map(len, heads.values())) * len(stacks), size[1])
         figure = Figure(figsize=size, layout="constrained")
         texts, marked = settle([_mean(summary, row, c) for c in columns] for row in summary.rows)
         means = dict(zip(summary.rows, texts, strict=True))
@@ -431,7 +440,7 @@ def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) 
                     axes.tick_params(labelbottom=False)
                 names = [brief(summary.method_label(row)) for row in rows]
                 line[0].set_yticks(range(len(rows)), names)
-                line[0].set_ylabel(brief(label) if len(parts) > 1 else "")
+                line[0].set_ylabel(heads[label], **turn)
             for column, axes in zip(columns, grid[0], strict=True):
                 axes.set_title(str(column))
             for axes in grid[-2]:
@@ -464,7 +473,7 @@ def _lines(parts: Mapping[str, Sequence[Row]]) -> float:
 def _overview_size(lines: float, panels: int) -> tuple[float, float]:
     """Width and height in inches: wide panels while they are few, a line of text a row."""
     panel = 2.6 if panels < 3 else 1.7
-    return max(1.4 + panel * panels, 4.6), 1.3 + 0.21 * lines
+    return max(1.4 + panel * panels, 4.6), 1.3 + LINE * lines
 
 
 def _mean(summary: Summary, row: Row, column: Column) -> str | Number:
@@ -473,7 +482,7 @@ def _mean(summary: Summary, row: Row, column: Column) -> str | Number:
     if not group.done:
         return verdict(group) if group.failed else ""
     mean = 100 * group.spread("final_test_acc").mean
-    return Number(f"{mean:.1f}", flags(group, summary.control(row, column)))
+    return Number(decimals(mean, 1), flags(group, summary.control(row, column)))
 
 
 def _draw_dots(
