@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.compare.cli import COMMANDS, answer
 from bench.component import number
@@ -148,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     add("--recipe", metavar="NAME", help="quick, standard, paper, or another paper's (quick)")
     add("--epsilon", metavar="LIST", help="radii for l∞ methods: 2/255,8/255 (their own: 8/255)")
     add("--seeds", metavar="LIST", help="victim seeds, such as 0,1,2 or 0-2 (0)")
-    add("--craft-seed", metavar="N", help="seed of everything the protector draws (0)")
+    add("--craft-seed", metavar="N", help="of all that the protector draws; each: the victim's (0)")
     add("--poison-ratio", metavar="LIST", help="shares of the training images protected (1)")
     add("--protect-classes", metavar="LIST", help="only these, such as 5-9 or cat,dog (all)")
     add(
@@ -234,7 +234,7 @@ def session_of(options: dict[str, Any], typed: dict[str, Any]) -> Session:
         recipe=str(options["recipe"]),
         epsilon=None if epsilon is None else _numbers("--epsilon", epsilon),
         seeds=seeds(str(options["seeds"])),
-        craft_seed=_whole("--craft-seed", options["craft_seed"]),
+        craft_seed=craft_seed(str(options["craft_seed"])),
         poison_ratio=_numbers("--poison-ratio", options["poison_ratio"]),
         protect_classes=str(options["protect_classes"]),
         clean_part=clean_part,
@@ -421,6 +421,11 @@ def seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def craft_seed(text: str) -> int | Literal["each"]:
+    """The seed of all crafted sets, or `each`."""
+    return "each" if text.strip() == "each" else _whole("--craft-seed", text, "; or write each")
+
+
 def seconds(text: str) -> float:
     """A duration from "9m", "1h30m", "90s" or plain seconds."""
     units = {"h": 3600, "m": 60, "s": 1}
@@ -459,9 +464,9 @@ def _folder(value: Any) -> Path:
     return Path(str(value)).expanduser().resolve()
 
 
-def _whole(option: str, value: Any) -> int:
+def _whole(option: str, value: Any, hint: str = "") -> int:
     if not re.fullmatch(r"-?\d+", str(value)):
-        raise UsageError(f"{option}: '{value}' is not a whole number")
+        raise UsageError(f"{option}: '{value}' is not a whole number{hint}")
     return int(value)
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from bench.joined import Joined
 from bench.method import PLAIN, BoundedMethod, Method, Surrogate
 from bench.network import Arch, Precision
 from bench.recipe import Recipe
-from bench.record import CLEAN_PART, CONTROL
+from bench.record import CLEAN_PART, CONTROL, EACH
 from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES, Registry
 from bench.release import draw_mask
 from bench.stack import build_defense
@@ -62,7 +62,8 @@ class Grid:
         epsilon: radii for l-inf methods, in units of [0, 1], each a row of its own; None leaves
             each method's own.
         seeds: of the victims.
-        craft_seed: of everything a protector draws.
+        craft_seed: of everything a protector draws; `each` crafts a set for every victim seed,
+            with that seed.
         poison_ratio: shares of the training images that are protected, each a table of its own.
         protect_classes: the only classes that are protected, as typed: "5-9,cat", or "all"; empty
             for what the data set's paper protects.
@@ -79,7 +80,7 @@ class Grid:
     recipe: str = "quick"
     epsilon: tuple[float, ...] | None = None
     seeds: tuple[int, ...] = (0,)
-    craft_seed: int = 0
+    craft_seed: int | Literal["each"] = 0
     poison_ratio: tuple[float, ...] = (1.0,)
     protect_classes: str = ""
     clean_part: bool = False
@@ -99,6 +100,8 @@ class Grid:
         for ratio in self.poison_ratio:
             if not 0 <= ratio <= 1:
                 raise UsageError(f"poison ratio {ratio:g} must lie between 0 and 1")
+        if isinstance(self.craft_seed, str) and self.craft_seed != EACH:
+            raise UsageError(f"craft seed '{self.craft_seed}' must be a number, or {EACH}")
         if self.holdout < 0:
             raise UsageError(f"holdout {self.holdout} must not be negative")
         for epsilon in self.epsilon or ():
@@ -359,7 +362,11 @@ class Expansion:
             self.grid.poison_ratio, self.methods
         ):
             method = _fitted(method, data.train, usual)
-            crafting = self._crafting(method, data.train.digest, ratio, classes)
+            craftings = {
+                seed: self._crafting(method, data.train.digest, ratio, crafted, classes)
+                for seed, crafted in self._craft_seeds.items()
+            }
+            crafting = craftings[self.grid.seeds[0]]
             if method.unprotected_only:
                 left = int((~crafting.mask(data.train.labels)).sum())
                 if not left and len(self.grid.poison_ratio) > 1:
@@ -380,7 +387,7 @@ class Expansion:
                     }
                     for seed in self.grid.seeds:
                         cell = Cell(
-                            crafting,
+                            craftings[seed],
                             defense,
                             arch,
                             self.recipe,
@@ -404,26 +411,37 @@ class Expansion:
         found = sorted({index for piece in typed for index in _classes(piece, train)})
         return None if len(found) == len(train.classes) else tuple(found)
 
+    @property
+    def _craft_seeds(self) -> dict[int, int]:
+        """By victim seed, that of the set it is trained on."""
+        one = self.grid.craft_seed
+        return {seed: seed if isinstance(one, str) else one for seed in self.grid.seeds}
+
     def _crafting(
-        self, method: Method, train_digest: str, ratio: float, classes: tuple[int, ...] | None
+        self,
+        method: Method,
+        train_digest: str,
+        ratio: float,
+        seed: int,
+        classes: tuple[int, ...] | None,
     ) -> CraftJob:
-        grid = self.grid
         jobs = tuple(
             SurrogateJob(
                 surrogate,
                 build(ARCHS, parse_one(surrogate.arch, ARCHS)),
                 surrogate.recipe or self.recipe,
-                grid.craft_seed,
+                seed,
                 self.precision,
                 train_digest,
                 build_defense(parse_one(surrogate.defense, DEFENSES)),
             )
             for surrogate in method.surrogates(self.recipe)
         )
-        seed = grid.craft_seed
         if method.name == CONTROL:
             ratio, seed, classes = 1.0, 0, None  # nothing is drawn, so one control serves all
-        parts = tuple(self._crafting(p, train_digest, ratio, classes) for p in parts_of(method))
+        parts = tuple(
+            self._crafting(part, train_digest, ratio, seed, classes) for part in parts_of(method)
+        )
         return CraftJob(method, jobs, ratio, seed, self.precision, train_digest, parts, classes)
 
     def _components(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 CONTROL = "clean"
 """The method that every grid contains and every other is compared with."""
+EACH = "each"
+"""As a crafting seed: every victim has a crafted set of its own, of the victim's seed."""
 CELLS, STUDIES = "cells", "studies"
 """Rooms of a results folder: records of victims, and records of measurements that are none."""
 MARKS = {CELLS: "method", STUDIES: "study"}

@@ -43,6 +43,21 @@ def masks(grid: Grid) -> list[torch.Tensor]:
     return [cell.crafting.mask(data.train.labels) for cell in expansion.cells(data)]
 
 
+def test_each_victim_has_a_set_of_its_own_seed() -> None:
+    """And the keys are those of single crafting seeds."""
+    expansions = [
+        Expansion(replace(SMALL, methods="noise", seeds=seeds, craft_seed=chosen))
+        for seeds, chosen in (((0, 3), "each"), ((0,), 0), ((3,), 3))
+    ]
+    data = TrainingData.cut(SPLITS, expansions[0].recipe, expansions[0].source)
+    each, *single = [one.cells(data) for one in expansions]
+    noise = [cell for cell in each if cell.crafting.method.name == "noise"]
+    assert [(cell.crafting.seed, cell.seed) for cell in noise] == [(0, 0), (3, 3)]
+    assert {cell.key for cell in each} == {cell.key for cells in single for cell in cells}
+    with pytest.raises(UsageError, match="'all' must be a number, or each"):
+        replace(SMALL, craft_seed="all")
+
+
 def control_of(table: pd.DataFrame) -> pd.Series:
     """The record of the control."""
     return table[table["method"] == "clean"].iloc[0]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from bench import record as records_of
 from bench.errors import UsageError
+from bench.record import EACH
 from bench.reports.flags import LOW_TRAINING
 from bench.reports.notes import SMALL_SCALE
 from bench.reports.plots import (
@@ -248,6 +249,21 @@ def test_the_control_serves_every_crafting_seed_and_ratio() -> None:
     ]
     drops = [main_table(s).cells.to_numpy().tolist()[1][3] for s in summarise(records)]
     assert sorted(drops) == ["10.0", "20.0", "30.0"]
+
+
+def test_sets_of_each_victim_are_one_table() -> None:
+    """Paired with the clean victim of the seed; crossed with victims, sets stay apart."""
+    clean = [record("clean", test=t, seed=s) for s, t in enumerate((0.6, 0.7, 0.8))]
+    own = [record("sep", test=t, seed=s, craft_seed=s) for s, t in enumerate((0.3, 0.5, 0.4))]
+    (one,) = summarise(clean + own)
+    assert one.context.craft_seed == EACH
+    ((row, column),) = [key for key in one.groups if key[0].method == "sep"]
+    assert one.group(row, column).drop(one.control(row, column)).mean == pytest.approx(0.3)
+    assert "a crafted set for each victim" in " ".join(main_table(one).caption)
+    (asked,) = summarise(clean + own, [Context.of(own[1])])
+    assert asked == one
+    crossed = [*own, record("sep", test=0.2, seed=0, craft_seed=1)]
+    assert [s.context.craft_seed for s in summarise(clean + crossed)] == [0, 1, 2]
 
 
 def test_contexts_have_files_of_their_own() -> None:

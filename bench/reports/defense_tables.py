@@ -64,8 +64,8 @@ ONE_SEED_NOTE = f"{ONE_SEED}: chosen and reported on one seed: flatters the trai
 CHANGE_NOTE = (
     f"rank: 1 is the lowest accuracy, the best protection; {CONTROL} and other controls have none. "
     "change: places gained (+) or lost (−) once the trainer may choose the defense. Near values "
-    "may change places: ranks are of means. All sets are of one crafting seed; another set of the "
-    "same method may differ by more than ± says."
+    "may change places: ranks are of means. Where all sets are of one "
+    "crafting seed, another set of the same method may differ by more than ± says."
 )
 PLAIN_NOTE = "{title}: over the seeds of the worst case, where there is one."
 UNRANKED_NOTE = (

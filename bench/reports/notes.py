@@ -9,11 +9,12 @@ from typing import Any
 
 from bench.errors import NOT_RUN
 from bench.recipe import PUBLISHED
-from bench.record import CONTROL
+from bench.record import CONTROL, EACH
 from bench.reports.cells import KNOWS, defense_phrase, last_line
 from bench.reports.summary import (
     NOTHING,
     PAPER_WIDTH,
+    Context,
     Group,
     Record,
     Summary,
@@ -37,7 +38,7 @@ def scale(summary: Summary) -> list[str]:
         f"recipe {context.recipe_label}, {_epochs(settings.get('epochs'))}",
         f"width {', '.join(map(width_text, widths))}",
         context.precision,
-        f"crafting seed {context.craft_seed}",
+        _crafting(context),
         *([f"poison ratio {context.poison_ratio:g}"] if context.poison_ratio != 1 else []),
         *_protected(summary),
         *([f"{context.holdout} images held out"] if context.holdout else []),
@@ -46,6 +47,11 @@ def scale(summary: Summary) -> list[str]:
         f"chance {100 * chance(summary):.3g} %",
     ]
     return ["; ".join(parts) + ".", *([SMALL_SCALE] if is_small(summary) else [])]
+
+
+def _crafting(context: Context) -> str:
+    each = context.craft_seed == EACH
+    return "a crafted set for each victim" if each else f"crafting seed {context.craft_seed}"
 
 
 def chance(summary: Summary) -> float:

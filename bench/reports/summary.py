@@ -7,14 +7,14 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 from bench.files import slugify
-from bench.record import CLEAN_PART, CONTROL
+from bench.record import CLEAN_PART, CONTROL, EACH
 
 Record = Mapping[str, Any]
 
@@ -52,7 +52,8 @@ class Context:
     precision: str
     holdout: int
     poison_ratio: float
-    craft_seed: int
+    craft_seed: int | str
+    """Of the one set of each method, or `EACH`."""
     protected_classes: tuple[int, ...] = ()
     """The only classes that are protected; none stand for all."""
 
@@ -292,8 +293,9 @@ def summarise(
 ) -> list[Summary]:
     """One summary a context, whatever the order of the records.
 
-    The control is neither crafted nor mixed, so its records stand in every context that differs
-    only in crafting seed or poison ratio.
+    The control is neither crafted nor mixed, so its records are in every context that differs only
+    in crafting seed or poison ratio. Sets of several crafting seeds share a context where each has
+    one victim, of its own seed: a method's spread is then that between sets and victims together.
 
     Args:
         records: of one results folder.
@@ -307,16 +309,34 @@ def summarise(
             controls[context.training].append(record)
         else:
             crafted[context].append(record)
+    pooled = _pooled(crafted)
+    for context, common in pooled.items():
+        crafted[common] += crafted.pop(context)
     alone = set(controls) - {context.training for context in crafted}
     for training in alone:
         # No method beside it: the controls make a table of their own.
         first = min(map(Context.of, controls[training]), key=_order)
         crafted[first] = []
-    wanted = set(crafted).intersection(contexts or ()) or set(crafted)
+    asked = {pooled.get(context, context) for context in contexts or ()}
+    wanted = set(crafted) & asked or set(crafted)
     return [
         _summary(context, crafted[context], controls[context.training])
         for context in sorted(wanted, key=_order)
     ]
+
+
+def _pooled(crafted: Mapping[Context, Sequence[Record]]) -> dict[Context, Context]:
+    """Contexts that differ in crafting seed alone, each victim's own, and their common one."""
+    families: dict[Context, list[Context]] = defaultdict(list)
+    for context in crafted:
+        families[replace(context, craft_seed=EACH)].append(context)
+    return {
+        context: common
+        for common, family in families.items()
+        if len(family) > 1
+        and all(one["seed"] == one["craft_seed"] for each in family for one in crafted[each])
+        for context in family
+    }
 
 
 def _other_sets_told(records: Iterable[Record]) -> list[Record]:
@@ -351,7 +371,8 @@ def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _order(context: Context) -> tuple[Any, ...]:
-    return tuple(getattr(context, name) for name in Context.__dataclass_fields__)
+    values = (getattr(context, name) for name in Context.__dataclass_fields__)
+    return tuple((1, value) if value == EACH else (0, value) for value in values)
 
 
 def _summary(context: Context, crafted: list[Record], controls: list[Record]) -> Summary:
