@@ -45,8 +45,8 @@ class AdversarialPoison(BoundedMethod):
 
     paper: ClassVar[str] = "Fowl et al., Adversarial Examples Make Strong Data Poisons, 2021"
     presets: ClassVar = {
-        "quick": {"steps": 40, "restarts": 1, "surrogate_recipe": "victim"},
-        "standard": {"steps": 100, "restarts": 1, "surrogate_recipe": "victim"},
+        "quick": {"steps": 20, "step_ratio": 0.2, "restarts": 1, "surrogate_recipe": "victim"},
+        "standard": {"steps": 40, "restarts": 1, "surrogate_recipe": "victim"},
     }
 
     steps: int = setting(250, "updates")

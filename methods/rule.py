@@ -68,11 +68,11 @@ class RobustErrorMinimising(BoundedMethod):
         },
         "standard": {
             "iterations": 2000,
-            "steps": 5,
-            "step_ratio": 0.4,
-            "draws": 2,
-            "inner_steps": 5,
-            "inner_step_ratio": 0.4,
+            "steps": 3,
+            "step_ratio": 0.5,
+            "draws": 1,
+            "inner_steps": 1,
+            "inner_step_ratio": 1.0,
         },
     }
 

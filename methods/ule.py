@@ -40,6 +40,7 @@ class ErrorMinimising(BoundedMethod):
     paper: ClassVar[str] = "Huang et al., Unlearnable Examples, ICLR 2021"
     presets: ClassVar = {
         "quick": {"noise_steps": 5, "step_ratio": 0.25, "batch": 128, "max_rounds": 15},
+        "standard": {"noise_steps": 5, "step_ratio": 0.25, "max_rounds": 20},
     }
 
     per: Literal["sample", "class"] = setting("sample", "one noise for each image or each class")

@@ -530,5 +530,6 @@ def test_known_controls_without_records_are_those_of_the_papers() -> None:
 
 
 def test_no_control_is_known_twice() -> None:
-    keys = [(one["dataset"], one["recipe"], one["arch"], one["defense"]) for one in KNOWN]
+    names = ("dataset", "recipe", "version", "arch", "defense")
+    keys = [tuple(str(one.get(name, "")) for name in names) for one in KNOWN]
     assert all(a != b for a, b in pairwise(sorted(keys)))

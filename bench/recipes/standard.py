@@ -1,4 +1,4 @@
-"""An evening on one consumer GPU: all images, half width."""
+"""The scale of evidence: all images, a narrow network, few epochs."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,13 +11,23 @@ from bench.registry import RECIPES
 @RECIPES.register("standard")
 @dataclass(frozen=True)
 class Standard(Recipe):
-    """40 epochs on all images at half width; an evening on one consumer GPU."""
+    """8 epochs on all images at an eighth of the width; a quarter of an hour a victim on one core.
 
+    Victims learn shortcuts here as they do in the papers: with all 50,000 images of CIFAR-10, those
+    of SEP and AdvPoison fit the released images to 95 % and more, under the papers' target maps,
+    radius and step size. On a GPU, `standard:width=1` is the same course at full width.
+    """
+
+    version: ClassVar[int] = 2
     scale: ClassVar[str] = "standard"
 
-    epochs: int = setting(40, "passes over the training images")
+    epochs: int = setting(8, "passes over the training images")
+    lr: float = setting(0.06, "highest learning rate")
     schedule: Literal["steps", "cosine", "onecycle"] = setting("onecycle", "course of the rate")
     milestones: tuple[int, ...] = setting((), "epochs at which `steps` lowers it")
-    warmup_epochs: float = setting(4.0, "epochs of linear rise, step by step")
+    warmup_epochs: float = setting(2.0, "epochs of linear rise, step by step")
     nesterov: bool = setting(True, "Nesterov's form of momentum")
-    width: float = setting(0.5, "default width of the networks")
+    width: float = setting(0.125, "default width of the networks")
+    curve_images: int | None = setting(
+        2000, "test images per point of the curve, or none for all; the last epoch uses all"
+    )

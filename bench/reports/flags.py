@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.errors import UsageError
 from bench.recipe import PUBLISHED
 from bench.record import CONTROL
-from bench.reports.summary import OTHER_SET, Group, Record
+from bench.reports.summary import OTHER_SET, Group, Record, version_of_recipe
 
 LOW_TRAIN = 0.5
 """The control counts as badly trained when its train accuracy is below this."""
@@ -286,7 +286,8 @@ def lowest_of(control: Group) -> float | None:
         # How many test images the points of a curve are taken on changes no training.
         told = [one for one in settings.split(",") if one and not one.startswith("curve_images=")]
         recipe = ":".join([name, *([",".join(told)] if told else [])])
-        kind = (first["dataset"], recipe, first["arch_label"], first["defense_label"])
+        named = (recipe, version_of_recipe(first))
+        kind = (first["dataset"], *named, first["arch_label"], first["defense_label"])
         return lowest_controls().get(kind)
     return None
 
@@ -297,14 +298,17 @@ def _controls(group: Group) -> list[Record]:
 
 
 @cache
-def lowest_controls() -> dict[tuple[str, str, str, str], float]:
-    """By data set, recipe, architecture and defense, what a sound control reaches, in percent."""
+def lowest_controls() -> dict[tuple[str, str, int, str, str], float]:
+    """What a sound control reaches, in percent.
+
+    By data set, recipe, its version, architecture and defense.
+    """
     try:
         listed = tomllib.loads(CONTROLS.read_text(encoding="utf-8"))["control"]
-        keys = ("dataset", "recipe", "arch", "defense")
         return {
-            (one[keys[0]], one[keys[1]], one[keys[2]], one[keys[3]]): one["accuracy"]
-            - one["margin"]
+            (one["dataset"], one["recipe"], one.get("version", 1), one["arch"], one["defense"]): (
+                one["accuracy"] - one["margin"]
+            )
             for one in listed
         }
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:

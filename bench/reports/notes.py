@@ -35,7 +35,7 @@ def scale(summary: Summary) -> list[str]:
     widths = sorted({column.width for column in summary.columns}, reverse=True)
     parts = [
         f"{context.dataset}, {context.train_images} training and {_tests(summary)} test images",
-        f"recipe {context.recipe_label}, {_epochs(settings.get('epochs'))}",
+        f"recipe {context.recipe_label}{_version(context)}, {_epochs(settings.get('epochs'))}",
         f"width {', '.join(map(width_text, widths))}",
         context.precision,
         _crafting(context),
@@ -47,6 +47,10 @@ def scale(summary: Summary) -> list[str]:
         f"chance {100 * chance(summary):.3g} %",
     ]
     return ["; ".join(parts) + ".", *([SMALL_SCALE] if is_small(summary) else [])]
+
+
+def _version(context: Context) -> str:
+    return f" (version {context.recipe_version})" if context.recipe_version > 1 else ""
 
 
 def _crafting(context: Context) -> str:

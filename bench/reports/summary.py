@@ -56,6 +56,7 @@ class Context:
     """Of the one set of each method, or `EACH`."""
     protected_classes: tuple[int, ...] = ()
     """The only classes that are protected; none stand for all."""
+    recipe_version: int = 1
 
     @classmethod
     def of(cls, record: Record) -> Context:
@@ -64,7 +65,7 @@ class Context:
         values["protected_classes"] = tuple(record.get("protected_classes", ()))
         values["recipe_settings"] = _json(record["recipe_settings"])
         values["poison_ratio"] = float(record["poison_ratio"])
-        return cls(**values)
+        return cls(**values, recipe_version=version_of_recipe(record))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -85,12 +86,18 @@ class Context:
         parts += [f"classes{classes}"] if classes else []
         parts += [f"holdout{self.holdout}"] if self.holdout else []
         parts += [f"craft{self.craft_seed}"] if self.craft_seed else []
-        # Classes were added later: without them a context keeps its file names.
+        # Two fields were added later: where they say nothing a context keeps its file names.
         told = {name: getattr(self, name) for name in self.__dataclass_fields__}
         told |= {} if classes else {"protected_classes": None}
+        told |= {} if self.recipe_version > 1 else {"recipe_version": None}
         said = ", ".join(f"{k}={v!r}" for k, v in told.items() if v is not None)
         digest = hashlib.sha256(f"Context({said})".encode()).hexdigest()[:6]
         return f"{slugify('-'.join(map(str, parts)))}-{digest}"
+
+
+def version_of_recipe(record: Record) -> int:
+    """Which form of a recipe it was, as a name stays when its settings are found anew."""
+    return record["identity"].get("recipe", {}).get("version", 1)
 
 
 @dataclass(frozen=True)
