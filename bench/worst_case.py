@@ -50,7 +50,7 @@ That includes the linear fit of the projection, ten to forty seconds of one core
 processor everywhere: beside a GPU that trains a small network in four seconds it would be the
 dearest part of the set, which would then cost more than six times plain training. `ueraser-lite`
 costs no more than the others on processors, but four times plain training on an H200 that small
-networks did not fill (`results/defenses-quick-cifar10`): its many small operations wait for their
+networks did not fill (`results/speed`): its many small operations wait for their
 launches.
 """
 

@@ -43,7 +43,6 @@ from bench.pgd import Iterate, input_gradient
 from bench.recipe import Recipe
 from bench.registry import METHODS
 
-
 FAST: Mapping[str, Any] = {"steps": 4, "step_size": 2 / 255, "target_shift": 1}
 """Settings for a surrogate that knows little: it takes no image as far as half of the classes away,
 which sends animals to vehicles, but to a neighbour in four steps."""
