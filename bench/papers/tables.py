@@ -156,7 +156,8 @@ def _caption(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
         f"Verdicts, by the band of published ± {usual} points, fixed beforehand (narrower below 20 "
         f"% and near clean victims): agrees, if the {100 * INSIDE:.0f} % interval lies inside; "
         f"differs, if the {100 * OUTSIDE:.0f} % interval lies outside; differs, named, if so and "
-        "where a reason given beforehand expects it; undecided otherwise, as is a single victim. "
+        "where a reason given beforehand expects it, give or take as much; undecided otherwise, as "
+        "is a single victim. "
         f"They ask for {VICTIMS} victims. No verdict: the published victims or images are others. "
         "Doubtful is a number that itself forbids a verdict."
     )

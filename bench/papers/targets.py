@@ -586,11 +586,14 @@ def _target(published: float, said: list[Fields]) -> Target | None:
 def _named(part: Fields) -> Named:
     said = Fields(part.content["named"], f"{part.where}.named")
     said.only("why", "expected")
-    expected = said.content.get("expected")
-    numbers = isinstance(expected, list) and all(type(end) in (int, float) for end in expected)
-    if not numbers or len(expected) != 2 or not 0 <= expected[0] <= expected[1] <= 100:
+    ends = said.content.get("expected")
+    if (
+        not isinstance(ends, list)
+        or [type(end) in (int, float) for end in ends] != [True, True]
+        or not 0 <= ends[0] <= ends[1] <= 100
+    ):
         raise said.wrong("expected", "a range [low, high] in percent")
-    return Named(said.text("why"), *map(float, expected))
+    return Named(said.text("why"), float(ends[0]), float(ends[1]))
 
 
 def _said(parts: list[Fields], name: str) -> tuple[str, ...]:
