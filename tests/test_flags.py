@@ -24,6 +24,7 @@ from bench.reports.class_tables import class_tables
 from bench.reports.defense_tables import LEFT_OUT, ONE_SEED, UNRANKED, defense_tables
 from bench.reports.detection import holdout_tables
 from bench.reports.flags import (
+    ADAPTED,
     BROKEN,
     CONTROLS,
     EXACT,
@@ -269,7 +270,7 @@ RAISED: dict[Flag, dict[str, Any]] = {
     WEAK_CONTROL: {},
     ONE_CLASS: {"confusion": [[1, 0, 0, 4]] * 4},
     LINEAR: {"separability": 0.99},
-    OTHERWISE: {"training": {"lr": 0.01}},
+    ADAPTED: {"training": {"lr": 0.01}},
     RECRAFTED: {"other_set": True},
     FEW: {},
 }
@@ -339,12 +340,12 @@ MARKED = {
     "detection": ["held-out %", "clean test %", "suspicion", "AUC %"],
     "early-stopping": ["last %", "picked %", "peak (oracle) %"],
     "axis-epsilon": ["4/255", "8/255"],
-    "claims": ["at most %"],
+    "claims": ["difference"],
 }
 """By table the columns of numbers about which there is a doubt."""
 
 LATEX = {"#": r"\#", "†": r"$\dagger$", "‡": r"$\ddagger$", "◊": r"$\diamond$"}
-LATEX |= {"~": r"\textasciitilde{}", "≠": r"$\neq$"}
+LATEX |= {"≈": r"$\approx$", "≠": r"$\neq$"}
 MARKDOWN = {"*": r"\*", "~": r"\~"}
 
 
@@ -403,7 +404,7 @@ def test_every_doubt_is_named_for_machines(name: str, flag: Flag) -> None:
     rows = frame[frame["method"].str.startswith("sep")]
     if "arch" in rows:
         rows = rows[rows["arch"].str.startswith("rn18")]
-    columns = [column for column in rows if column.endswith("flags") and column != "floor_flags"]
+    columns = [column for column in rows if column.endswith("flags")]
     assert columns
     named = rows[columns].to_numpy().flatten().tolist()
     assert named
@@ -448,8 +449,8 @@ def test_every_doubt_is_shown_in_a_matrix() -> None:
     records += [*by("rn18"), *by("vgg16", training={"lr": 0.01}, train=0.5)]
     (figure,) = axis_figures(find_axes(summarise(records))[0]).values()
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["60.0\n± 0.0", "30.0\n± 0.0", "30.0\n± 0.0†~"]
-    assert f"~: {OTHERWISE.note}" in " ".join(figure.get_supxlabel().split())
+    assert texts == ["60.0\n± 0.0", "30.0\n± 0.0", "30.0\n± 0.0†≈"]
+    assert f"≈: {ADAPTED.note}" in " ".join(figure.get_supxlabel().split())
 
 
 @pytest.mark.parametrize("flag", RAISED, ids=lambda flag: flag.name)
@@ -473,12 +474,12 @@ def test_sound_numbers_have_no_mark() -> None:
             assert set(table.numbers["flags"]) == {""}
 
 
-def test_a_doubt_about_the_highest_floor_is_told_with_the_claim() -> None:
+def test_a_doubt_about_the_one_above_is_told_with_the_claim() -> None:
     summary = board(WEAK_CONTROL)
     made = claims_table(summary, [Claim(("clean",), ("sep",), ("rn18", "unheard-of"))])
-    below = made.cells["below %"].tolist()
-    assert [WEAK_CONTROL.mark in cell for cell in below] == [True, True, False, False]
-    assert set(made.numbers["floor_flags"]) == {WEAK_CONTROL.name, ""}
+    shown = made.cells["difference"].tolist()
+    assert [WEAK_CONTROL.mark in cell for cell in shown] == [True, True, False, False]
+    assert set(made.numbers["gap_flags"]) == {WEAK_CONTROL.name, ""}
 
 
 # Known controls.

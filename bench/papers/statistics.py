@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bench.papers.lookup import SECONDS, Cells, Found, Scale, measured
-from bench.papers.tables import rounded, scale_text, where_text
-from bench.papers.targets import PaperTable
+from bench.papers.lookup import Cells, Found, Scale, measured
+from bench.papers.tables import scale_text, where_text
+from bench.papers.targets import SECONDS, PaperTable
 from bench.record import CONTROL
 from bench.reports.claims import CONFIDENCE, half_width
 from bench.reports.flags import FEW, FLAGS, Flag, Number, flag_names, flags_of_all, settle
 from bench.reports.notes import PEAK_NOTE, SMALL_SCALE
 from bench.reports.summary import Group, Record, Spread
-from bench.reports.table import MISSING, Table, frame, machine
+from bench.reports.table import MISSING, Table, frame, machine, rounded
 
 FINAL = "final_test_acc"
 VICTIM, CRAFTING, BOTH = "victim", "crafting", "both"

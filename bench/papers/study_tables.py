@@ -126,7 +126,7 @@ def doubts_of(group: Sequence[Record]) -> list[Flag]:
     Args:
         group: one record for each time that they were trained.
     """
-    rounded = any(is_otherwise({**one, "training": {}}) for one in group)
+    rounded = any(is_otherwise(one) for one in group)
     found = {OTHERWISE: rounded, FEW: len(group) < FEW_SEEDS}
     return [flag for flag in FLAGS if found.get(flag)]
 

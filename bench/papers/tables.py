@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from bench.papers.lookup import DOUBTFUL, SECONDS, Cells, Found, Scale, normal
-from bench.papers.targets import PaperTable
-from bench.reports.claims import CONFIDENCE
+from bench.papers.lookup import INSIDE, OUTSIDE, VICTIMS, Cells, Found, Scale, normal
+from bench.papers.targets import SECONDS, PaperTable
+from bench.reports.claims import CONFIDENCE, DOUBTFUL
 from bench.reports.flags import Flag, Number, flag_names, settle
 from bench.reports.notes import SMALL_SCALE
 from bench.reports.summary import value_text, width_text
-from bench.reports.table import MISSING, Table, decimals, frame, machine
+from bench.reports.table import MISSING, Table, decimals, frame, machine, rounded
 
 
 def paper_table(table: PaperTable, cells: Cells, scale: Scale) -> Table:
@@ -150,13 +150,16 @@ def _caption(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
             f"all images and full width. {SMALL_SCALE}"
         )
         return
-    bands = Counter(t.tolerance for *_, t in table.cells() if t.published is not None)
+    bands = {t.tolerance for *_, t in table.cells() if t.published is not None}
     usual = " or ".join(f"{band:g}" for band in sorted(bands))
     yield (
-        f"Verdicts: with the band of published ± {usual} points, fixed beforehand (smaller below "
-        "20 %), an interval inside agrees, one outside differs (named: for a reason given "
-        "beforehand), one across an edge is undecided, and so is a single victim. Doubtful is a "
-        "number that itself forbids a verdict."
+        f"Verdicts, by the band of published ± {usual} points, fixed beforehand (narrower below 20 "
+        f"% and near clean victims): agrees, if the {100 * INSIDE:.0f} % interval lies inside; "
+        f"differs, if the {100 * OUTSIDE:.0f} % interval lies outside; differs, named, if so and "
+        "where a reason given beforehand expects it, give or take as much; undecided otherwise, as "
+        "is a single victim. "
+        f"They ask for {VICTIMS} victims. No verdict: the published victims or images are others. "
+        "Doubtful is a number that itself forbids a verdict."
     )
 
 
@@ -183,8 +186,10 @@ def _told(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
     yield from map(_sentence, table.quirks)
     kinds: list[tuple[str, Callable[[Found], Iterable[str]]]] = [
         ("", lambda one: one.target.quirks),
-        ("Named beforehand", lambda one: one.named),
+        ("Named beforehand", _expected),
+        ("Others than ours", lambda one: one.others),
         ("Doubtful", lambda one: reasons_text(one.doubts) if one.verdict == DOUBTFUL else []),
+        (f"Fewer victims than {VICTIMS}", _few),
         ("Not run", lambda one: [one.reason] if one.reason else []),
     ]
     for kind, of in kinds:
@@ -195,6 +200,16 @@ def _told(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
         for text, where in places.items():
             start = f"{kind}: " if kind else ""
             yield f"{start}{where_text(table, where, cells)}: {text.removesuffix('.')}."
+
+
+def _expected(one: Found) -> list[str]:
+    """What ours is expected to be instead, and why."""
+    return [f"{why.why} (expected {why.low:g} to {why.high:g})" for why in one.target.named]
+
+
+def _few(one: Found) -> list[str]:
+    """By how many victims it is judged, if by fewer than verdicts ask for."""
+    return [f"{one.spread.n}, by which few numbers agree"] if one.wants_victims else []
 
 
 def _departures(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
@@ -268,12 +283,8 @@ def _numbers(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[dict[str
             "ci95_high": rounded(ours.mean + one.half),
             "difference": rounded(one.difference),
             "verdict": "" if one.verdict == MISSING else one.verdict,
-            "named": "; ".join(one.named),
+            "named": "; ".join(_expected(one)),
+            "others": "; ".join(one.others),
             "flags": flag_names(one.flags),
             "reason": one.reason,
         }
-
-
-def rounded(value: float | None) -> float | None:
-    """For machines, without the dust of binary fractions."""
-    return None if value is None or math.isnan(value) else round(value, 4)

@@ -1,6 +1,9 @@
 """What papers published, cell by cell, read from one TOML file a paper in `bench/papers/`.
 
-    [paper]                         title, how its victims were trained, and the tolerance
+    [paper]                         title, how its victims were trained, and tolerances, in points:
+    below_20 = 2                    of published values below 20 %,
+    from_20 = 4                     of others,
+    near_clean = 1.5                and of those near what clean victims reach
     recipe = "paper"                what trains as its victims were, if there is such a recipe
     [table4]                        a table by its name, with what all of its cells share
     title = "Table 4: ..."
@@ -16,20 +19,27 @@ that is compared. A value may depend on the data set: { cifar100 = "ule:train_st
 is a control of ours. With them stand, in the same places:
 
     n           runs behind the value, where that is said
-    quoted      from where, if it was not measured for this paper; a reason like `named`, by itself
+    quoted      from where, if it was not measured for this paper: its victims are others than ours
+    other       why its victims or images are others than ours, if that is known in another way
+    named       { why = "...", expected = [low, high] }: what ours is expected to be instead, as
+                other laboratories have it, give or take the tolerance
     quirk       what a reader should know of it
-    named       a reason, known beforehand, to expect that ours differs by more than the tolerance
     missing     why this suite cannot run it
     tolerance   in percentage points, instead of the paper's
+    ceiling     what clean victims reach there, in percent, where the paper has none
 
-and [[table4.cells]] with `rows` and `columns` adds them to single cells. A claim is an order:
+and [[table4.cells]] with `rows` and `columns` adds them to single cells. Where victims are others
+there is no verdict, unless `named` says what to expect. Ten points below the ceiling, or from 85 %
+on where none is known, a band of four points would hold what has no effect at all, so that no
+tolerance is wider there than `near_clean`. A claim is an order:
 
     [[table4.claims]]
     says = "SEP-FA lies below SEP"
     above = ["SEP"]                 heads of rows, judged in every column, or of columns, in every
     below = ["SEP-FA"]              row that `only` lists; with `under`, below that many percent,
-    factor = 0.5                    and with `factor`, below this part of those above
-    scale = "paper"                 judged at that scale only, as those with `under` or `factor` are
+    factor = 0.5                    with `factor`, below this part of those above,
+    within = 3                      and with `within`, no more than so many points above them
+    scale = "paper"                 judged at that scale only, as those with a figure are
 
 Nothing here knows a method: whether what is typed exists is for the registries to say.
 """
@@ -39,20 +49,25 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bench.component import number
 from bench.errors import UsageError
+from bench.record import CONTROL
 
 FOLDER = Path(__file__).resolve().parent
 ALL, PAPER_SCALE = "all", "paper"
 LOW = 20.0
 """Percent, below which published values have the smaller tolerance."""
-MEASURES = ("final_test_acc", "own_acc", "next_acc", "crafting_seconds")
+NEAR, HIGH = 10.0, 85.0
+"""How many points below clean victims a value is near them; and percent from which on it is, where
+nothing is known of them."""
+SECONDS = "crafting_seconds"
+MEASURES = ("final_test_acc", "own_acc", "next_acc", SECONDS)
 """What can be compared: accuracies on clean test images and on such that carry a shortcut, and
 the time of crafting, for information."""
 
@@ -79,6 +94,21 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Named:
+    """What ours is expected to be instead of the published value, and why.
+
+    Attributes:
+        why: known before any run.
+        low: the lowest that is expected, in percent, give or take the cell's tolerance.
+        high: the highest.
+    """
+
+    why: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Target:
     """One cell of a published table.
 
@@ -90,8 +120,10 @@ class Target:
         n: runs behind it, None where that is not said.
         quoted: from where, empty if it was measured for this paper.
         quirks: what a reader should know of it.
-        named: reasons, known beforehand, to expect that ours differs by more than the tolerance.
+        named: what ours is expected to be instead.
+        other: why its victims or images are others than ours.
         missing: why this suite cannot run it; empty if it can.
+        ceiling: what clean victims reach there, in percent, where the paper has none.
     """
 
     place: Place
@@ -101,14 +133,16 @@ class Target:
     n: int | None
     quoted: str
     quirks: tuple[str, ...]
-    named: tuple[str, ...]
+    named: tuple[Named, ...]
+    other: tuple[str, ...]
     missing: str
+    ceiling: float | None
 
     @property
-    def reasons(self) -> tuple[str, ...]:
-        """Those that are named, and that it is quoted: other papers train their own victims."""
+    def others(self) -> tuple[str, ...]:
+        """Why its victims are others; that it is quoted is such a reason, too."""
         quoted = f"quoted ({self.quoted}), from victims that were trained otherwise"
-        return (*self.named, quoted) if self.quoted else self.named
+        return (*self.other, quoted) if self.quoted else self.other
 
 
 @dataclass(frozen=True)
@@ -123,6 +157,7 @@ class Claim:
         only: heads of the columns, or rows, in which it is judged; none stand for all.
         factor: of those above, below this part of which the others must lie.
         under: percent, below which they must lie.
+        within: percentage points, by which they may lie above those above.
         scale: "paper" for an order that means nothing below that scale, as inside a family of
             methods, or between architectures that differ on clean images, too.
     """
@@ -134,12 +169,14 @@ class Claim:
     only: tuple[str, ...]
     factor: float
     under: float | None
+    within: float
     scale: str
 
     @property
     def needs_paper(self) -> bool:
         """Whether it means nothing below the papers' scale, as bare figures do not."""
-        return self.scale == PAPER_SCALE or self.under is not None or self.factor != 1
+        figure = self.under is not None or self.factor != 1 or self.within != 0
+        return self.scale == PAPER_SCALE or figure
 
 
 @dataclass(frozen=True)
@@ -286,14 +323,45 @@ def read_file(file: Path) -> dict[str, PaperTable]:
     """Like `read_paper`, from any file."""
     content = content_of(file)
     about = Fields(content.pop("paper", None), f"{file.name}: paper")
-    about.only("title", "trained", "recipe", "below_20", "from_20", "n")
-    for name in ("below_20", "from_20"):
+    about.only("title", "trained", "recipe", *TOLERANCES, "n")
+    for name in TOLERANCES:
         about.value(name)
-    return {
+    tables = {
         key: _table(file, key, value, about)
         for key, value in content.items()
         if not is_figure(value)
     }
+    clean = {
+        _victims(one.place): one.published
+        for table in tables.values()
+        for *_, one in table.cells()
+        if one.place.method == CONTROL and one.published is not None
+    }
+    narrow = about.value("near_clean")
+    return {
+        key: replace(
+            table,
+            targets=tuple(
+                tuple(one and _narrowed(one, clean, narrow) for one in line)
+                for line in table.targets
+            ),
+        )
+        for key, table in tables.items()
+    }
+
+
+def _narrowed(target: Target, clean: Mapping[Place, float], narrow: float) -> Target:
+    """With the tolerance of values near clean victims, if it is one."""
+    ceiling = target.ceiling or clean.get(_victims(target.place))
+    start = HIGH if ceiling is None else ceiling - NEAR
+    if target.published is None or target.published < start or target.measure == SECONDS:
+        return target
+    return replace(target, tolerance=min(target.tolerance, narrow))
+
+
+def _victims(place: Place) -> Place:
+    """Where the clean victims stand that are trained as those of a place."""
+    return Place(dataset=place.dataset, method=CONTROL, defense=place.defense, arch=place.arch)
 
 
 def is_figure(section: Any) -> bool:
@@ -375,7 +443,8 @@ class Fields:
 
 
 PLACES = tuple(item.name for item in fields(Place))
-FACTS = ("measure", "n", "quoted", "quirk", "named", "missing", "tolerance")
+FACTS = ("measure", "n", "quoted", "other", "named", "quirk", "missing", "tolerance", "ceiling")
+TOLERANCES = ("below_20", "from_20", "near_clean")
 
 
 def _table(file: Path, name: str, content: Any, about: Fields) -> PaperTable:
@@ -490,13 +559,14 @@ def _target(published: float, said: list[Fields]) -> Target | None:
     measure = kinds[-1].text("measure") if kinds else MEASURES[0]
     if measure not in MEASURES:
         raise kinds[-1].wrong("measure", f"one of {', '.join(MEASURES)}")
-    if known is not None and known > 100 and measure != "crafting_seconds":
+    if known is not None and known > 100 and measure != SECONDS:
         raise values[-1].wrong("values", "in percent")
     missing = _said(others, "missing")
     if not place.method and not missing:
         raise UsageError(f"{others[-1].where} names no method, nor does its column or its table")
     usual = about.value("below_20" if known is not None and known < LOW else "from_20")
     tolerances = [part.value("tolerance") for part in others if "tolerance" in part]
+    ceilings = [part.value("ceiling") for part in others if "ceiling" in part]
     counts = [part.value("n") for part in said if "n" in part]
     return Target(
         place=place,
@@ -506,9 +576,24 @@ def _target(published: float, said: list[Fields]) -> Target | None:
         n=int(counts[-1]) if counts else None,
         quoted="; ".join(_said(others, "quoted")),
         quirks=_said(others, "quirk"),
-        named=_said(others, "named"),
+        named=tuple(_named(part) for part in others if "named" in part),
+        other=_said(others, "other"),
         missing="; ".join(missing),
+        ceiling=ceilings[-1] if ceilings else None,
     )
+
+
+def _named(part: Fields) -> Named:
+    said = Fields(part.content["named"], f"{part.where}.named")
+    said.only("why", "expected")
+    ends = said.content.get("expected")
+    if (
+        not isinstance(ends, list)
+        or [type(end) in (int, float) for end in ends] != [True, True]
+        or not 0 <= ends[0] <= ends[1] <= 100
+    ):
+        raise said.wrong("expected", "a range [low, high] in percent")
+    return Named(said.text("why"), float(ends[0]), float(ends[1]))
 
 
 def _said(parts: list[Fields], name: str) -> tuple[str, ...]:
@@ -542,10 +627,13 @@ def _place(said: list[Fields]) -> Place:
 
 
 def _claim(one: Fields, rows: Sequence[str], columns: Sequence[str]) -> Claim:
-    one.only("says", "above", "below", "only", "factor", "under", "scale")
+    one.only("says", "above", "below", "only", "factor", "under", "within", "scale")
     above, below = one.texts("above", ()), one.texts("below")
-    if not below or not (above or "under" in one) or ("under" in one and "factor" in one):
+    if not below or bool(above) == ("under" in one):
         raise UsageError(f"{one.where} needs below, and above or under")
+    for name in ("factor", "within"):
+        if name in one and not above:
+            raise UsageError(f"{one.where}.{name} needs above")
     of_rows = set(above + below) <= set(rows)
     names, others = (rows, columns) if of_rows else (columns, rows)
     for name in ("above", "below") if above else ("below",):
@@ -562,5 +650,6 @@ def _claim(one: Fields, rows: Sequence[str], columns: Sequence[str]) -> Claim:
         only=only,
         factor=one.value("factor", 1.0),
         under=one.value("under") if "under" in one else None,
+        within=one.value("within", 0.0),
         scale=scale,
     )

@@ -97,8 +97,12 @@ LINEAR = Flag(
 OTHERWISE = Flag(
     "other-training",
     "~",
-    "trained in another precision than most of the table or than its recipe asks for, or in other "
-    "settings than its recipe's.",
+    "trained in another precision than most of the table or than its recipe asks for.",
+)
+ADAPTED = Flag(
+    "adapted-training",
+    "≈",
+    "trained in other settings than its recipe's, which its network or its defense asks for.",
 )
 RECRAFTED = Flag(
     "other-set",
@@ -109,10 +113,14 @@ RECRAFTED = Flag(
 FEW = Flag("few-seeds", "*", f"fewer than {FEW_SEEDS} victim seeds.")
 
 FLAGS = (BROKEN, LOW_TRAINING, FAILED, WEAK_CONTROL, NO_CONTROL, UNCHECKED)
-FLAGS += (ONE_CLASS, LINEAR, OTHERWISE, RECRAFTED, FEW)
+FLAGS += (ONE_CLASS, LINEAR, OTHERWISE, ADAPTED, RECRAFTED, FEW)
 """In the order of their marks."""
 GRAVE = (BROKEN, LOW_TRAINING, WEAK_CONTROL, NO_CONTROL, OTHERWISE)
-"""With one of these a number speaks neither for nor against what was published or claimed."""
+"""With one of these a number speaks neither for nor against what was published or claimed.
+
+`ADAPTED` is none of them: papers, too, train VGG without batch norm, transformers and networks with
+trained weights at other rates, so that such victims are as theirs are.
+"""
 
 
 def flags(
@@ -142,6 +150,7 @@ def flags(
         ONE_CLASS: any(map(is_of_one_class, done)),
         LINEAR: any(map(is_separable, done)),
         OTHERWISE: any(is_otherwise(one, precision) for one in done),
+        ADAPTED: any(one["training"] for one in done),
         RECRAFTED: any(one.get(OTHER_SET) for one in done),
         FEW: len(done) < FEW_SEEDS,
     }
@@ -248,13 +257,9 @@ def is_separable(record: Record) -> bool:
 
 
 def is_otherwise(record: Record, precision: str | None = None) -> bool:
-    """Whether it was trained otherwise than its recipe says, or than the table's others."""
+    """Whether its precision is not its recipe's, or not that of the table's others."""
     rounded = record["recipe"] in EXACT and record["precision"] == "bf16"
-    return (
-        bool(record["training"])
-        or rounded
-        or record["precision"] != (precision or record["precision"])
-    )
+    return rounded or record["precision"] != (precision or record["precision"])
 
 
 def is_of_one_class(record: Record) -> bool:

@@ -136,6 +136,11 @@ def decimals(value: float | None, digits: int) -> str:
     return f"{round(round(value, 9), digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
+def rounded(value: float | None) -> float | None:
+    """For machines, without the dust of binary fractions; None where there is no number."""
+    return None if value is None or math.isnan(value) else round(value, 4)
+
+
 def frame(heads: list[str], lines: list[list[str]]) -> pd.DataFrame:
     """The cells of a table; headings may repeat."""
     import pandas as pd
@@ -192,6 +197,7 @@ _LATEX = str.maketrans(
         "‖": r"$\Vert$",
         "◊": r"$\diamond$",
         "≠": r"$\neq$",
+        "≈": r"$\approx$",
         "↑": r"$\uparrow$",
         "⊂": r"$\subset$",
         "°": r"$^\circ$",
