@@ -772,6 +772,21 @@ def test_by_another_papers_recipe_there_is_no_verdict() -> None:
     assert reason[:20] not in text
 
 
+def test_a_set_for_each_victim_fills_a_table() -> None:
+    """Of the crossed records only those whose set has the victim's seed."""
+    each = Scale(Grid(recipe="paper", device="cpu", craft_seed="each"))
+    table = table_of("sep:table6")
+    place = table.targets[2][3].place  # SEP-FA-VR under mixup
+    records = [
+        invented(PAPER, place, seed, 0.1 + 0.01 * seed + 0.1 * crafted) | {"craft_seed": crafted}
+        for seed in range(3)
+        for crafted in range(3)
+    ]
+    found = look_up(table, records, each)[2, 3]
+    assert found.values == pytest.approx((10.0, 21.0, 32.0))
+    assert [sample.varied for sample in samples(found)] == ["both"]
+
+
 def test_records_of_one_recipe_do_not_fill_the_table_of_another() -> None:
     cuda = Scale(Grid(recipe="cuda", device="cpu"))
     far = {("CIFAR-10 ERM", "clean"): [80.0]}

@@ -34,11 +34,12 @@ from bench.grid import Expansion, Grid, takes_epsilon
 from bench.method import Method
 from bench.papers.targets import PAPER_SCALE, SECONDS, Named, PaperTable, Place, Target
 from bench.recipe import PUBLISHED
-from bench.record import CONTROL
+from bench.record import CONTROL, EACH
 from bench.registry import METHODS
 from bench.reports.cells import last_line, not_run, verdict
 from bench.reports.claims import CONFIDENCE, DOUBTFUL, DUST, half_width
 from bench.reports.flags import GRAVE, Flag, flags
+from bench.reports.notes import crafting_text
 from bench.reports.summary import PAPER_WIDTH, Group, Record, Spread
 from bench.reports.table import MISSING
 
@@ -203,7 +204,7 @@ class Found:
     comparable: bool = False
     others: tuple[str, ...] = ()
     control: Group = field(default_factory=Group)
-    recrafted: Mapping[int, Group] = field(default_factory=dict)
+    recrafted: Mapping[CraftSeed, Group] = field(default_factory=dict)
 
     @cached_property
     def spread(self) -> Spread:
@@ -286,6 +287,12 @@ def judged(ours: Spread, published: float, tolerance: float, named: Sequence[Nam
 
 
 Cells = dict[tuple[int, int], Found]
+CraftSeed = int | str
+
+
+def is_asked_for(record: Record, craft_seed: CraftSeed) -> bool:
+    """Whether what a victim was trained on is of this crafting seed, or of its own for `each`."""
+    return record["craft_seed"] == (record["seed"] if craft_seed == EACH else craft_seed)
 
 
 def look_up(
@@ -305,17 +312,19 @@ def look_up(
         for one in records
         if (one["recipe"], one["recipe_settings"]) == recipe and one["holdout"] == 0
     ]
-    known: dict[Place, dict[int, list[Record]]] = {}
+    known: dict[Place, dict[CraftSeed, list[Record]]] = {}
 
-    def fitting(place: Place) -> dict[int, list[Record]]:
-        """By crafting seed; the control has none, and stands with the one asked for."""
+    def fitting(place: Place) -> dict[CraftSeed, list[Record]]:
+        """By crafting seed, or under `each`; the control is with the one asked for."""
         if place not in known:
             wanted = scale.wanted(place)
             known[place] = defaultdict(list)
             for one in kept:
                 if wanted.fits(one, place):
-                    own = place.method == CONTROL
-                    known[place][asked if own else one["craft_seed"]].append(one)
+                    if place.method == CONTROL or is_asked_for(one, asked):
+                        known[place][asked].append(one)
+                    elif asked != EACH:
+                        known[place][one["craft_seed"]].append(one)
         return known[place]
 
     def group_of(place: Place) -> Group:
@@ -371,12 +380,12 @@ def _alike(control: Group, group: Group) -> Group:
 
 
 def _recrafted(
-    records: Mapping[int, list[Record]], group: Group, precision: str
-) -> dict[int, Group]:
+    records: Mapping[CraftSeed, list[Record]], group: Group, precision: str
+) -> dict[CraftSeed, Group]:
     """Victims that are done, by crafting seed, in the group's precision."""
     wanted = {one["precision"] for one in group.done} or {precision}
     found = {}
-    for seed in sorted(records):
+    for seed in sorted(records, key=str):
         same = [one for one in records[seed] if one["precision"] in wanted]
         if (made := _group(same, precision)).done:
             found[seed] = made
@@ -425,7 +434,7 @@ def measured(record: Record, measure: str) -> float | None:
     return None if value is None else 100 * value
 
 
-def _why(group: Group, refused: str | None, seeds: Iterable[int], scale: Scale) -> str:
+def _why(group: Group, refused: str | None, seeds: Iterable[CraftSeed], scale: Scale) -> str:
     """Why there is no figure."""
     if group.failed:
         told = last_line(group.failed[0]["error"])
@@ -433,7 +442,7 @@ def _why(group: Group, refused: str | None, seeds: Iterable[int], scale: Scale) 
     if refused:
         return refused
     if others := ", ".join(map(str, sorted(seeds))):
-        return f"{NO_RECORD} of crafting seed {scale.base.craft_seed}, only of {others}"
+        return f"{NO_RECORD} of {crafting_text(scale.base.craft_seed)}, only of {others}"
     if scale.is_paper and scale.expansion.device.type == "cpu":
         recipe = scale.expansion.recipe_label
         return f"{NO_RECORD}; recipe {recipe} is for a GPU, of which there is none here"

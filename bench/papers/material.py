@@ -14,7 +14,7 @@ from typing import Any, cast
 from bench import record
 from bench.component import build, parse_one
 from bench.grid import Expansion, Grid, TrainingData
-from bench.papers.lookup import Wanted
+from bench.papers.lookup import Wanted, is_asked_for
 from bench.papers.published import OF_STUDIES, PaperFigure
 from bench.papers.targets import Place
 from bench.record import CONTROL
@@ -96,7 +96,7 @@ class Material:
             same = (one["recipe"], one["recipe_settings"]) == (recipe.name, recipe.settings())
             if not (asked and same and one["holdout"] == grid.holdout):
                 continue
-            if one["method"] != CONTROL and one["craft_seed"] != grid.craft_seed:
+            if one["method"] != CONTROL and not is_asked_for(one, grid.craft_seed):
                 continue
             if any(cell.fits(one, place) for cell in self._cells.values()):
                 yield one

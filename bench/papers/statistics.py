@@ -19,7 +19,7 @@ from bench.papers.targets import SECONDS, PaperTable
 from bench.record import CONTROL
 from bench.reports.claims import CONFIDENCE, half_width
 from bench.reports.flags import FEW, FLAGS, Flag, Number, flag_names, flags_of_all, settle
-from bench.reports.notes import PEAK_NOTE, SMALL_SCALE
+from bench.reports.notes import PEAK_NOTE, SMALL_SCALE, crafting_text
 from bench.reports.summary import Group, Record, Spread
 from bench.reports.table import MISSING, Table, frame, machine, rounded
 
@@ -102,19 +102,20 @@ def samples(one: Found) -> Iterator[Sample]:
     victims = [r for r in one.group.done if measured(r, measure) is not None]
     if victims:
         parts = tuple(Group((record,)) for record in victims)
-        varied = VICTIM if len(parts) > 1 else MISSING
+        sets = {record["craft_seed"] for record in victims}
+        varied = MISSING if len(parts) == 1 else BOTH if len(sets) > 1 else VICTIM
         yield Sample(varied, parts, one.control, measure, one.flags)
-    sets = {
+    recrafted = {
         seed: there
         for seed, group in one.recrafted.items()
         if (there := [r for r in group.done if measured(r, measure) is not None])
     }
-    if len(sets) > 1:
+    if len(recrafted) > 1:
         # With the same victims for every set, sets alone differ, if it is one victim each.
-        common = set.intersection(*({r["seed"] for r in there} for there in sets.values()))
+        common = set.intersection(*({r["seed"] for r in there} for there in recrafted.values()))
         parts = tuple(
             Group(tuple(r for r in there if r["seed"] in common or not common))
-            for there in sets.values()
+            for there in recrafted.values()
         )
         varied = CRAFTING if len(common) == 1 else BOTH
         doubts = flags_of_all(((part, one.control) for part in parts), len(parts))
@@ -188,7 +189,7 @@ def _caption(table: PaperTable, cells: Cells, found: Lines, scale: Scale) -> Ite
         "number of pairs."
     )
     words = {
-        VICTIM: f"n victims of one crafted set, of crafting seed {scale.base.craft_seed}",
+        VICTIM: f"n victims of one crafted set, of {crafting_text(scale.base.craft_seed)}",
         CRAFTING: "n crafted sets with one victim each, always of the same seed",
         BOTH: "n crafted sets, each counted once by the mean over its victims",
         MISSING: "a single victim",

@@ -11,7 +11,7 @@ from bench.papers.lookup import INSIDE, OUTSIDE, VICTIMS, Cells, Found, Scale, n
 from bench.papers.targets import SECONDS, PaperTable
 from bench.reports.claims import CONFIDENCE, DOUBTFUL
 from bench.reports.flags import Flag, Number, flag_names, settle
-from bench.reports.notes import SMALL_SCALE
+from bench.reports.notes import SMALL_SCALE, crafting_text
 from bench.reports.summary import value_text, width_text
 from bench.reports.table import MISSING, Table, decimals, frame, machine, rounded
 
@@ -138,8 +138,8 @@ def _caption(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
     else:
         yield (
             f"Ours: clean test accuracy after the last epoch in percent, mean over victim seeds "
-            f"{interval}, with sample standard deviation (sd) and number of victims (n); what is "
-            f"crafted has seed {scale.base.craft_seed} in all of them."
+            f"{interval}, with sample standard deviation (sd) and number of victims (n); "
+            f"{crafting_text(scale.base.craft_seed)}."
         )
     yield scale_text(cells, scale)
     if seconds:

@@ -38,7 +38,7 @@ def scale(summary: Summary) -> list[str]:
         f"recipe {context.recipe_label}{_version(context)}, {_epochs(settings.get('epochs'))}",
         f"width {', '.join(map(width_text, widths))}",
         context.precision,
-        _crafting(context),
+        crafting_text(context.craft_seed),
         *([f"poison ratio {context.poison_ratio:g}"] if context.poison_ratio != 1 else []),
         *_protected(summary),
         *([f"{context.holdout} images held out"] if context.holdout else []),
@@ -53,9 +53,10 @@ def _version(context: Context) -> str:
     return f" (version {context.recipe_version})" if context.recipe_version > 1 else ""
 
 
-def _crafting(context: Context) -> str:
-    each = context.craft_seed == EACH
-    return "a crafted set for each victim" if each else f"crafting seed {context.craft_seed}"
+def crafting_text(craft_seed: int | str) -> str:
+    """Of which crafting seed the crafted sets are."""
+    each = craft_seed == EACH
+    return "a crafted set for each victim" if each else f"crafting seed {craft_seed}"
 
 
 def chance(summary: Summary) -> float:
