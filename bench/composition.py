@@ -26,7 +26,10 @@ class Composition(Joined[Method], Method):
 
     except that parts that set pixels (`Method.overwrites`) set them last, in the order in which
     they stand: as SEP's Table 3 mixes l-inf with l2 and with a pixel. The budget is the sum of the
-    budgets.
+    budgets. What parts report is in their own audits.
+
+    Parts share no draws because each method names its streams, not because their seeds differ: a
+    part's set is then the one that it has alone.
     """
 
     @property

@@ -99,6 +99,7 @@ class Crafting:
         bytes_per_gradient: memory of one image's input gradient.
         memory: bytes that a chunk's gradient may take, and the images on the device as much.
         gradient_images: input gradients of single images taken so far.
+        facts: what the method reported, by name.
     """
 
     dataset: ImageDataset
@@ -116,6 +117,7 @@ class Crafting:
     bytes_per_gradient: float = 0.0
     memory: float = math.inf
     gradient_images: int = 0
+    facts: dict[str, float] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:
@@ -170,6 +172,16 @@ class Crafting:
         """Count input gradients."""
         self.gradient_images += gradient_images
         self.monitor.advance(gradient_images * self.work_per_gradient)
+
+    def report(self, name: str, value: float) -> None:
+        """Say a finite number about this crafting, to be kept in the audit of the crafted set.
+
+        A run that is resumed begins `craft` anew and keeps nothing that was reported before. So
+        say it where every run comes by, from what is kept or from what can be taken again.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"{name}={value} is no finite number")
+        self.facts[name] = value
 
     def each_chunk(
         self,

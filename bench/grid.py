@@ -339,7 +339,7 @@ class Expansion:
         self.methods = self._components(methods, METHODS, self._method)
         for label, method in self.methods:
             parts = parts_of(method)
-            if len({key_of(part.identity()) for part in parts}) < len(parts):
+            if len({_pattern(part) for part in parts}) < len(parts):
                 raise UsageError(f"'{label}' joins a method with itself; nothing would be new")
         if grid.epsilon is not None and not any(
             takes_epsilon(type(part))
@@ -500,6 +500,12 @@ def _fitted(method: Method, train: ImageDataset, protected: list[int]) -> Method
 def takes_epsilon(method: type) -> bool:
     """Whether `--epsilon` is meant for it: its budget is an l-inf ball of any radius."""
     return issubclass(method, BoundedMethod) and method.norm == "linf"
+
+
+def _pattern(part: Method) -> str:
+    """What tells the perturbations of a sum's parts apart: all but how large they are."""
+    said = part.identity()
+    return key_of(said | {"settings": {**said["settings"], "epsilon": None}})
 
 
 def _without_settings(spec: Spec) -> Spec:

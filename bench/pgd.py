@@ -88,6 +88,21 @@ def input_gradient(objective: Callable[[Tensor], Tensor], images: Tensor) -> Ten
     return torch.autograd.grad(objective(leaf), leaf)[0]
 
 
+def absolute_cosines(gradients: Tensor) -> tuple[Tensor, int]:
+    """Absolute cosines between the gradients of every image in every pair of networks.
+
+    Args:
+        gradients: (k, b, d), of k networks.
+
+    Returns:
+        (b', k, k) and b', the number of images whose gradient is zero in none of them.
+    """
+    lengths = gradients.norm(dim=2)
+    whole = (lengths > 0).all(0) & lengths.isfinite().all(0)
+    units = (gradients / lengths[:, :, None])[:, whole].transpose(0, 1)
+    return (units @ units.transpose(1, 2)).abs(), int(whole.sum())
+
+
 @contextmanager
 def at_rest(network: nn.Module) -> Iterator[None]:
     """Eval mode and frozen weights for a while; then every module and weight as before."""

@@ -104,5 +104,9 @@ PUBLISHED = {"paper": 120, "cuda": 100, "ops": 200, "iss": 60, "apbench": 200}
 """Recipes that papers trained their victims by, with their epochs, for reports, which know records
 and no classes."""
 
+SEP = Recipe()
+"""How Chen et al. (2023) train the networks that their protections craft with, and their victims:
+the recipe `paper`."""
+
 FOWL = Recipe(epochs=40, milestones=(14, 24, 35), warmup_epochs=0, nesterov=True, crops="bilinear")
 """How Fowl et al. (2021) train the networks that their protections craft with."""

@@ -21,6 +21,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,6 +74,7 @@ def check_method(method: Method | str, dataset: ImageDataset | None = None) -> N
     _check_resumes(judge, method, dataset, first)
     _check_mask(judge, method, dataset)
     _check_zero_epsilon(judge, method, dataset)
+    _check_parts(judge, method, dataset)
 
 
 def check_defense(defense: Defense | str, splits: Splits | None = None) -> None:
@@ -368,6 +370,8 @@ def _check_resumes(judge: Judge, method: Method, dataset: ImageDataset, first: R
     judge.demand(
         counts[0] == counts[1], f"stopped and continued it spends {counts[0]}, not {counts[1]}"
     )
+    same = job.facts == whole.facts
+    judge.demand(same, f"stopped and continued it reports {job.facts}, not {whole.facts}")
 
 
 def _check_mask(judge: Judge, method: Method, dataset: ImageDataset) -> None:
@@ -383,6 +387,30 @@ def _check_zero_epsilon(judge: Judge, method: Method, dataset: ImageDataset) -> 
         none = dataclasses.replace(method, epsilon=0.0)
         released = _release(judge, none, dataset, crafting_job(none, dataset))
         judge.demand(released.images.equal(dataset.images), "epsilon 0 must give the clean bytes")
+
+
+@dataclass
+class _Heard(Crafting):
+    """A job that remembers which streams were drawn from."""
+
+    streams: set[tuple[str | int, ...]] = field(default_factory=set)
+
+    def stream(self, *purpose: str | int) -> torch.Generator:
+        self.streams.add(purpose)
+        return super().stream(*purpose)
+
+
+def _check_parts(judge: Judge, method: Method, dataset: ImageDataset) -> None:
+    """Perturbations that share their draws add up to one pattern, not to two."""
+    drawn: set[tuple[str | int, ...]] = set()
+    for part in parts_of(method):
+        job = crafting_job(part, dataset)
+        heard = _Heard(**{item.name: getattr(job, item.name) for item in dataclasses.fields(job)})
+        part.craft(heard)
+        shared = sorted(map(str, drawn & heard.streams))
+        law = f"its parts must draw from streams of their own, and share {', '.join(shared)}"
+        judge.demand(not shared, law)
+        drawn |= heard.streams
 
 
 # Laws of defenses

@@ -11,8 +11,9 @@ not. There is a point for each image; where classes are unequal, as in SVHN, as 
 the largest class needs. The points are those of scikit-learn's `make_classification` under NumPy's
 legacy generator, so that `--craft-seed 1` gives the released ones.
 
-The code truncates to 8 bits, which `quantize=truncate` reproduces; that lengthens the perturbation
-by half a per cent, so this variant is held to no budget.
+The code truncates to 8 bits, which `quantize=truncate` reproduces to the last byte: it scales in
+float32, adds in float64 and cuts. That lengthens the perturbation by half a per cent, so this
+variant is held to no budget.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -61,6 +62,11 @@ class LinearlySeparable(BoundedMethod):
     def budget(self) -> Budget:
         """The ball; none for what truncation makes of it."""
         return super().budget if self.quantize == "round" else Budget("none")
+
+    def identity(self) -> dict[str, Any]:
+        """Truncation gives the released bytes since version 2; what is rounded is as it was."""
+        said = super().identity()
+        return said | {"version": 2} if self.quantize == "truncate" else said
 
     def fitted(self, train: ImageDataset, protected: Sequence[int]) -> LinearlySeparable:
         """The default norm grows with the side of the image, to 9.127 at 224 pixels."""
@@ -102,12 +108,27 @@ class LinearlySeparable(BoundedMethod):
         for rows in torch.arange(len(delta)).split(portion(delta)):
             cells = grid[given[rows]]
             noise = cells.repeat_interleave(self.cell, 2).repeat_interleave(self.cell, 3)
-            noise = noise * (self.epsilon / Budget("l2").size(noise))[:, None, None, None]
             if self.quantize == "truncate":
-                clean = dataset.images[rows].float()
-                noise = ((clean + 255 * noise).clamp(0, 255).floor() - clean) / 255
-            delta[rows] = noise
+                delta[rows] = self.truncated(dataset.images[rows], noise)
+            else:
+                delta[rows] = noise * (self.epsilon / Budget("l2").size(noise))[:, None, None, None]
         return delta
+
+    def truncated(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """What the released code adds to images, with its order of summation and its precisions.
+
+        Args:
+            clean: (b, 3, h, w) uint8.
+            noise: (b, 3, h, w) float32, of any length.
+
+        Returns:
+            (b, 3, h, w) float32, whole grey levels over 255.
+        """
+        rows = noise.permute(0, 2, 3, 1).flatten(1).numpy()
+        scaled = rows / np.linalg.norm(rows, axis=1, keepdims=True) * np.float32(self.epsilon)
+        last = torch.from_numpy(scaled).unflatten(1, (*noise.shape[2:], 3)).permute(0, 3, 1, 2)
+        levels = ((clean.double() / 255 + last) * 255).clamp(0, 255).floor() - clean
+        return levels.float() / 255
 
     def points(
         self, labels: Tensor, classes: int, features: int, seed: int

@@ -1,7 +1,7 @@
 """Random noise: what a perturbation of this size does when nothing is optimised."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,9 +28,15 @@ class Noise(BoundedMethod):
     law: Literal["uniform", "gaussian"] = setting("uniform", "distribution of a component")
     per: Literal["sample", "class"] = setting("sample", "one draw for each image or each class")
 
+    def identity(self) -> dict[str, Any]:
+        """Gaussians have a stream of their own since version 2; uniform noise is as it was."""
+        said = super().identity()
+        return said | {"version": 2} if self.law == "gaussian" else said
+
     def craft(self, job: Crafting) -> Tensor:
         """Draw delta ~ U(-epsilon, epsilon), or clip(N(0, epsilon^2)); independent components."""
-        draws, shape = job.stream("noise"), job.dataset.images.shape[1:]
+        purpose = () if self.law == "uniform" else (self.law,)  # a sum of both shares no draws
+        draws, shape = job.stream("noise", *purpose), job.dataset.images.shape[1:]
         delta = job.blank()
         of_class = self.draw((job.classes, *shape), draws) if self.per == "class" else None
         for rows in torch.arange(len(delta)).split(portion(delta)):

@@ -18,7 +18,12 @@ Departures of the released code that change numbers: its variance-reduction loop
 checkpoint's centres (`centers=last`); its CIFAR-10 script takes 16 inner steps by default and the
 paper 15; its first checkpoint's centres are taken in train mode, here always in eval mode. The
 result is the iterate after all steps, as in the code (the paper's last line returns the one
-before).
+before). It keeps images as float32 in [0, 1] and cuts them to bytes in the end, so that round-off
+takes a level off some components: `quantize=truncate`, which may exceed epsilon by a level, so that
+this variant is held to no budget.
+
+Surrogates are trained as the paper trains, which is the recipe `paper`, whatever recipe the victims
+have; `surrogate_recipe=victim` trains them as the victims.
 """
 
 from __future__ import annotations
@@ -32,20 +37,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.budget import Norm
+from bench.budget import Budget, Norm
 from bench.component import setting
 from bench.crafting import Crafting
-from bench.data import ImageDataset
+from bench.data import ImageDataset, to_unit
 from bench.errors import UsageError
 from bench.method import BoundedMethod, Surrogate, equidistant
 from bench.network import Network
-from bench.pgd import Iterate, input_gradient
-from bench.recipe import Recipe
+from bench.pgd import Iterate, absolute_cosines, input_gradient
+from bench.recipe import SEP, Recipe
 from bench.registry import METHODS
 
-FAST: Mapping[str, Any] = {"steps": 4, "step_size": 2 / 255, "target_shift": 1}
-"""Settings for a surrogate that knows little: it takes no image as far as half of the classes away,
-which sends animals to vehicles, but to a neighbour in four steps."""
+QUICK: Mapping[str, Any] = {
+    "steps": 4,
+    "step_size": 2 / 255,
+    "target_shift": 1,
+    "surrogate_recipe": "victim",
+}
+"""For surrogates that know little: in a few steps they take no image as far as half of the classes
+away, which sends animals to vehicles, but to a neighbour."""
+STANDARD: Mapping[str, Any] = {"steps": 8, "surrogate_recipe": "victim"}
+"""The paper's steps and targets, as many as reach the radius."""
+COMPARED, JUDGED, AT_ONCE = 100, 300, 10
+"""Images on which networks are compared and judged, and how many gradients are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +74,29 @@ class Stepping(BoundedMethod):
     target_labels: tuple[int, ...] = setting(
         (), "g as a table, a class for each class, instead of a shift", added=True
     )
+    surrogate_recipe: Literal["own", "victim"] = setting(
+        "own", "train networks as the paper does, or as the victims are trained", added=True
+    )
+    quantize: Literal["round", "truncate"] = setting(
+        "round", "to 8 bits; truncate: the released code, for l∞", added=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 0:
             raise ValueError("steps must be 0 or more")
+        if self.quantize == "truncate" and self.norm != "linf":
+            raise ValueError("quantize=truncate is how l∞ sets were released; leave it out")
+
+    @property
+    def budget(self) -> Budget:
+        """The ball; none for what truncation makes of it."""
+        return super().budget if self.quantize == "round" else Budget("none")
+
+    def training(self, recipe: Recipe) -> Recipe:
+        """How networks are trained, given the victims' recipe, which may be the paper's itself."""
+        own = self.surrogate_recipe == "own" and recipe.departures(SEP)
+        return SEP if own else recipe
 
     def fitted(self, train: ImageDataset, protected: Sequence[int]) -> Stepping:
         """Where a paper protects some classes, targets go half round among these."""
@@ -94,13 +126,15 @@ class Stepping(BoundedMethod):
     def craft(self, job: Crafting) -> Tensor:
         """Each image moves on its own, so chunks of any size give the same result."""
         objectives, targets = self.objectives(job), self.targets(job.classes).to(job.device)
+        kind = Iterate if self.quantize == "round" else FloatIterate
 
         def perturb(images: Tensor, labels: Tensor, number: int) -> Tensor:
             del number
-            x = Iterate(images, self.budget)
+            x = kind(images, Budget(self.norm, self.epsilon))
             self.descend(job, objectives, x, targets[labels])
             return x.delta
 
+        report_networks(job, objectives, targets)
         return job.each_chunk(perturb)
 
     def objectives(self, job: Crafting) -> list[Objective]:
@@ -125,8 +159,8 @@ class SelfEnsemble(Stepping):
     """Self-ensemble protection: targeted steps against checkpoints of one training."""
 
     presets: ClassVar = {
-        "quick": {"checkpoints": 3, **FAST},
-        "standard": {"checkpoints": 3, "steps": 8},
+        "quick": {"checkpoints": 3, **QUICK},
+        "standard": {"checkpoints": 3, **STANDARD},
     }
 
     checkpoints: int = setting(30, "n, checkpoints of the surrogate, equally far apart")
@@ -138,8 +172,10 @@ class SelfEnsemble(Stepping):
             raise ValueError("checkpoints must be 1 or more")
 
     def surrogates(self, recipe: Recipe) -> tuple[Surrogate, ...]:
-        """One training, with the victims' recipe."""
-        return (Surrogate(self.surrogate, equidistant(self.checkpoints, recipe.epochs)),)
+        """One training."""
+        training = self.training(recipe)
+        epochs = equidistant(self.checkpoints, training.epochs)
+        return (Surrogate(self.surrogate, epochs, training),)
 
     def gradient_images(self, images: int) -> int:
         """T n of them for each image."""
@@ -166,8 +202,8 @@ class VarianceReduced(FeatureAligned):
     """SEP with feature alignment and variance-reduced gradients, the paper's strongest."""
 
     presets: ClassVar = {
-        "quick": {"checkpoints": 3, "inner_steps": 3, **FAST},
-        "standard": {"checkpoints": 3, "steps": 8, "inner_steps": 3},
+        "quick": {"checkpoints": 3, "inner_steps": 3, **QUICK},
+        "standard": {"checkpoints": 3, "inner_steps": 3, **STANDARD},
     }
 
     checkpoints: int = setting(15, "n, checkpoints of the surrogate, equally far apart")
@@ -258,12 +294,12 @@ class VarianceReducedL2(VarianceReduced):
 class Ensemble(Stepping):
     """The conventional ensemble of SEP's Table 4: one step against many trained networks.
 
-    Every architecture is trained with every seed, as the victims are; 30 trainings by default.
+    Every architecture is trained with every seed; 30 trainings by default.
     """
 
     presets: ClassVar = {
-        "quick": {"members": 1, **FAST},
-        "standard": {"members": 1, "steps": 8},
+        "quick": {"members": 1, **QUICK},
+        "standard": {"members": 1, **STANDARD},
     }
 
     ensemble: tuple[str, ...] = setting(
@@ -278,8 +314,9 @@ class Ensemble(Stepping):
 
     def surrogates(self, recipe: Recipe) -> tuple[Surrogate, ...]:
         """The last epoch of every training."""
+        training = self.training(recipe)
         return tuple(
-            Surrogate(arch, (recipe.epochs,), index=index)
+            Surrogate(arch, (training.epochs,), training, index=index)
             for arch in self.ensemble
             for index in range(self.members)
         )
@@ -333,6 +370,66 @@ class FeatureDistance(Objective):
         """Summed over images; checkpoints keep their raw scales against each other."""
         distance = self.model.features(images) - self.centers[target_labels]
         return distance.square().mean(1).sum()
+
+
+class FloatIterate(Iterate):
+    """X as the released code has it: float32 in [0, 1], cut to bytes at the end."""
+
+    def __init__(self, images: Tensor, budget: Budget) -> None:
+        super().__init__(images, budget)
+        self._x0 = self._x = to_unit(images)
+
+    @property
+    def images(self) -> Tensor:
+        """X, (b, 3, h, w) float32 in [0, 1]."""
+        return self._x
+
+    @property
+    def delta(self) -> Tensor:
+        """The byte of x less that of x0, (b, 3, h, w) float32 in units of [0, 1]."""
+        return ((self._x * 255).floor() - self._origin) / 255
+
+    def copy(self) -> FloatIterate:
+        """An iterate at the same place that moves on its own."""
+        other = object.__new__(FloatIterate)
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def descend(self, gradient: Tensor, step_size: float) -> None:
+        """The same step; sums of float32 are not whole levels, whence what is lost by cutting."""
+        moved = self._x - gradient.sign() / 255 * (step_size * 255)
+        lowest, highest = self._x0 - self._budget.epsilon, self._x0 + self._budget.epsilon
+        self._x = torch.minimum(torch.maximum(moved, lowest), highest).clamp(0, 1)
+
+
+def report_networks(job: Crafting, objectives: list[Objective], targets: Tensor) -> None:
+    """Report how far the networks agree, and what they know, on clean images to be protected.
+
+    `checkpoint_cosine` is the mean absolute cosine between the gradients of the objectives of two
+    different networks, which the paper wants near 0; `checkpoint_acc_min` and `checkpoint_acc_max`
+    are the least and the highest accuracy of a network on its training images.
+    """
+    chosen = job.mask.nonzero().flatten()[:JUDGED]
+    if not objectives or not len(chosen):
+        return
+    different = ~torch.eye(len(objectives), dtype=torch.bool)
+    sums, counted = torch.zeros(different.shape, dtype=torch.float64), 0
+    for rows in chosen[:COMPARED].split(AT_ONCE):
+        images, labels = job.batch(rows)
+        x, target_labels = to_unit(images), targets[labels]
+        gradients = [one.gradient(x, target_labels).flatten(1) for one in objectives]
+        cosines, whole = absolute_cosines(torch.stack(gradients))
+        sums, counted = sums + cosines.sum(0).double().cpu(), counted + whole
+    if counted and len(objectives) > 1:
+        job.report("checkpoint_cosine", round(float(sums[different].mean()) / counted, 6))
+    right = torch.zeros(len(objectives), dtype=torch.int64)
+    for rows in chosen.split(job.chunk):
+        images, labels = job.batch(rows)
+        with torch.no_grad():
+            guesses = [one.model(to_unit(images)).argmax(1) for one in objectives]
+        right += torch.stack([(guess == labels).sum() for guess in guesses]).cpu()
+    job.report("checkpoint_acc_min", int(right.min()) / len(chosen))
+    job.report("checkpoint_acc_max", int(right.max()) / len(chosen))
 
 
 def class_centers(job: Crafting, model: Network) -> Tensor:

@@ -77,6 +77,7 @@ class TransferableNoise(BoundedMethod):
                 delta[batch] = after
             rounds += 1
             job.save("rounds", partial(dict, delta=delta, rounds=rounds, still=still))
+        job.report("rounds", rounds)
         return delta
 
     def improve(self, clean: Tensor, noise: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -78,6 +78,7 @@ class ErrorMinimising(BoundedMethod):
             state.rounds += 1
             state.learned = state.error() <= self.stop_error
             job.save("rounds", state.pack)
+        job.report("rounds", state.rounds)
         noise = state.noise.cpu()
         if self.negatives == "dropped":
             noise = noise.clamp_min(0)

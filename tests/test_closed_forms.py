@@ -5,6 +5,7 @@ What holds for every method alike is tested in `test_laws.py`.
 
 import hashlib
 import math
+import tomllib
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from bench.grid import Expansion, Grid
 from bench.registry import METHODS
 from bench.release import draw_mask, release
 from bench.seeding import stream
-from methods.ar import LISTS, MOST_BYTES, OURS, TAME, realise, response, search, sharpness
+from methods.ar import LISTS, MOST_BYTES, SHIPPED, TAME, realise, response, search, sharpness
 from methods.cuda import class_filters
 from methods.ops import COLOURS, moments, scores, shortcuts
 from methods.tue import csd_gradient
@@ -76,9 +77,12 @@ def released(text: str, crafting: Crafting) -> Tensor:
 # --- AR ---------------------------------------------------------------------------------------
 
 
+OURS = "ar:coefficients=ours"
+
+
 @cache
 def processes(classes: int = 10) -> np.ndarray:
-    return method("ar").processes(classes, (32, 32))
+    return method(OURS).processes(classes, (32, 32))
 
 
 def write_lists(path: Path, **lists: np.ndarray) -> str:
@@ -139,12 +143,12 @@ def test_our_windows_are_those_that_the_search_finds(
     name: str, count: int, threshold: float, sharp: float, side: int
 ) -> None:
     np.testing.assert_array_equal(
-        search(count, threshold, sharp, 0, side), method("ar")._lists()[name][:count]
+        search(count, threshold, sharp, 0, side), method(OURS)._lists()[name][:count]
     )
 
 
 def test_lists_of_ours_are_as_strong_sharp_and_tame_as_they_say() -> None:
-    lists = method("ar")._lists()
+    lists = method(OURS)._lists()
     assert tuple(lists) == LISTS
     for windows, threshold, sharp in zip(lists.values(), (10, 3, 3), (0.7, 0.7, 0.5), strict=True):
         noise = realise(windows.reshape(-1, 3, 3), 8, (32, 32), 4, stream(1, "other draws"))
@@ -168,12 +172,12 @@ def test_sharpness_is_the_share_of_fast_waves() -> None:
 
 
 def test_each_list_serves_the_images_it_is_for() -> None:
-    ten, hundred, large = method("ar")._lists().values()
-    made = method("ar")
+    ten, hundred, large = method(OURS)._lists().values()
+    made = method(OURS)
     assert np.array_equal(made.processes(10, (32, 32)), ten)
     assert np.array_equal(made.processes(3, (32, 32)), ten[:3])
     assert np.array_equal(made.processes(100, (32, 32)), hundred)
-    assert np.array_equal(method("ar:crop=2").processes(10, (224, 224)), large[:10])
+    assert np.array_equal(method(f"{OURS},crop=2").processes(10, (224, 224)), large[:10])
     with pytest.raises(UsageError, match=r"no list of 101 processes .* coefficients10 has 10; "):
         made.processes(101, (32, 32))
 
@@ -297,12 +301,71 @@ def test_somebodys_coefficients_show_in_tables_by_content(tmp_path: Path) -> Non
     assert again.identity() == method(text).identity() != method(other).identity()
     assert "one" not in str(again.identity())
     assert method(canonical(again, METHODS)) == again
-    assert method(text).craft(job()).equal(method("ar").craft(job()))  # the same ten windows
+    assert method(text).craft(job()).equal(method(OURS).craft(job()))  # the same ten windows
 
 
-def test_shipped_lists_are_plain_arrays() -> None:
-    with zipfile.ZipFile(OURS) as archive:
+@pytest.mark.parametrize("file", SHIPPED.values(), ids=SHIPPED)
+def test_shipped_lists_are_plain_arrays(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
         assert sum(info.file_size for info in archive.infolist()) < MOST_BYTES
+
+
+def test_the_authors_list_is_the_default_and_ours_a_deviation() -> None:
+    made = method("ar")
+    ten, hundred = made._lists().values()
+    assert len(ten) == 10
+    assert len(hundred) == 100
+    # Published as four decimals.
+    assert np.abs(ten - ten.round(4)).max() < 1e-7
+    assert not np.array_equal(ten, processes())
+    assert np.array_equal(made.processes(7, (32, 32)), ten[:7])
+    assert np.array_equal(made.processes(43, (32, 32)), hundred[:43])
+    with pytest.raises(UsageError, match="has 100"):
+        made.processes(200, (64, 64))
+    assert made.deviations() == {}
+    assert method(OURS).deviations() == {"coefficients": ["ours", "authors"]}
+
+
+def test_sets_of_our_list_keep_their_keys() -> None:
+    """Records were made of them when they were the default."""
+    assert method(OURS).identity() == {
+        "name": "ar",
+        "version": 1,
+        "settings": {"epsilon": 1.0, "coefficients": "ours", "crop": 4, "growth": 10.0},
+    }
+
+
+@pytest.mark.parametrize(("size", "classes"), [(96, 10), (128, 11)])
+def test_the_authors_list_serves_larger_images_as_it_is(size: int, classes: int) -> None:
+    """STL-10 at 96 pixels is a setting of the paper's, although some processes grow there."""
+    made = method("ar")
+    windows = made.processes(classes, (size, size))
+    assert np.array_equal(windows, list(made._lists().values())[classes > 10][:classes])
+    noise = realise(windows.reshape(-1, 3, 3), 1, (size, size), 4, stream(0, "draws"))
+    assert noise.isfinite().all()
+    assert float(noise.square().mean((2, 3)).sqrt().max()) > made.growth
+
+
+def test_how_far_processes_grow_is_reported() -> None:
+    data = photos(4, 96)
+    crafting = job(data)
+    delta = method("ar:epsilon=3").craft(crafting)
+    norms = delta.double().flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, torch.full((4,), 3.0).double(), atol=1e-5, rtol=0)
+    assert crafting.facts["growth"] > 100
+    tame = job(photos(4, 32))
+    method("ar").craft(tame)
+    assert 0 < tame.facts["growth"] < 10
+
+
+def test_the_authors_notice_ships_with_their_list() -> None:
+    notice = SHIPPED["authors"].with_name("ar_authors_LICENSE.txt")
+    assert "Copyright (c) 2022 Pedro Sandoval" in notice.read_text()
+    root = SHIPPED["authors"].parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    shipped = project["tool"]["setuptools"]["package-data"]["methods"]
+    for file in (*SHIPPED.values(), notice):
+        assert any(file.match(pattern) for pattern in shipped)
 
 
 # --- OPS --------------------------------------------------------------------------------------
@@ -415,10 +478,13 @@ def test_later_of_two_pairs_in_one_place_is_seen() -> None:
     assert made[0, :, row, column].tolist() == (COLOURS[last] * 255).tolist()
 
 
-def test_shipped_processes_are_those_of_the_records() -> None:
+@pytest.mark.parametrize(
+    ("name", "start"), [("ours", "bc744f6234d4b987"), ("authors", "30fbb65664aa2769")]
+)
+def test_shipped_processes_are_those_of_the_records(name: str, start: str) -> None:
     # They are not part of an identity: whoever changes them raises the version of `ar`.
-    digest = hashlib.sha256(OURS.read_bytes()).hexdigest()
-    assert digest.startswith("bc744f6234d4b987")
+    digest = hashlib.sha256(SHIPPED[name].read_bytes()).hexdigest()
+    assert digest.startswith(start)
 
 
 def test_clean_share_counts_in_the_search_and_other_rows_stay() -> None:
@@ -502,15 +568,26 @@ def test_unequal_classes_get_more_points() -> None:
     assert len(method("lsp").points(SMALL.labels, 4, 12, 0)[0]) == 40
 
 
-def test_truncation_is_that_of_the_released_code() -> None:
-    data = photos(24, 32)
-    noise = method("lsp").craft(job(data)).double()
-    exact = (data.images.double() + 255 * noise).clamp(0, 255)
-    images = released("lsp:quantize=truncate", job(data))
-    certain = (exact - exact.round()).abs() > 1e-3  # float32 may fall on either side
-    assert images[certain].equal(exact.floor()[certain].to(torch.uint8))
-    assert certain.double().mean() > 0.9
+def test_truncation_is_that_of_the_released_code_to_the_last_byte() -> None:
+    data = photos(2000, 32)
+    points, labels = make_classification(
+        2000, 48, n_informative=48, n_redundant=0, n_repeated=0, n_classes=4, class_sep=10.0,
+        n_clusters_per_class=1, flip_y=0, random_state=1,
+    )  # fmt: skip
+    wide = points.reshape(-1, 4, 4, 3).astype(np.float32).repeat(8, 2).repeat(8, 1)
+    flat = wide.reshape(2000, -1)
+    # A float32 array times a float64 scalar was float32 under the NumPy of that time.
+    unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+    scaled = unit * np.float32(np.sqrt((6 / 255) ** 2 * 3072))
+    expected = data.images.permute(0, 2, 3, 1).numpy().astype(np.float64) / 255
+    for label in range(4):
+        expected[data.labels == label] += scaled.reshape(wide.shape)[labels == label][:500]
+    expected = np.clip(expected * 255, 0, 255).astype(np.uint8)
+    images = released("lsp:quantize=truncate", job(data, seed=1))
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), expected)
     assert method("lsp:quantize=truncate").budget == Budget("none")
+    versions = [method(text).identity()["version"] for text in ("lsp", "lsp:quantize=truncate")]
+    assert versions == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,30 @@ class Dot(Method):
         return delta
 
 
-@pytest.mark.parametrize("text", ["noise+noise:law=gaussian", "cuda+noise", "sep:steps=2+noise"])
+@pytest.mark.parametrize(
+    "text", ["noise+noise:law=gaussian", "cuda+noise", "sep:steps=2+noise", "ar-linf+ar"]
+)
 def test_compositions_keep_the_laws(text: str) -> None:
     check_method(text)
+
+
+@pytest.mark.parametrize("text", ["ar-linf+ar", "noise+noise:law=gaussian"])
+def test_parts_share_no_draws(text: str) -> None:
+    """Two patterns, not one that is larger: their lengths add up as those of a right angle do."""
+    one, two = (
+        (craft(part, TRAIN).images[2:].double() - TRAIN.images[2:]).flatten(1)
+        for part in small_method(text).parts
+    )
+    cosines = (one * two).sum(1) / one.norm(dim=1) / two.norm(dim=1)
+    # Of 46 pairs of perturbations with some hundred free numbers each.
+    assert float(cosines.abs().max()) < 0.5
+    assert abs(float(cosines.mean())) < 0.1
+
+
+def test_the_law_notices_parts_that_share_draws() -> None:
+    same = Composition((small_method("noise"), small_method("noise:epsilon=2/255")))
+    with pytest.raises(AssertionError, match=r"streams of their own, and share \('noise',\)"):
+        check_method(same)
 
 
 def test_perturbations_add_up_in_whole_levels() -> None:

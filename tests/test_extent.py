@@ -86,6 +86,7 @@ def test_classes_are_typed_as_numbers_or_names(typed: str, classes: set[int]) ->
         ),
         ({"methods": "noise+clean-part"}, "clean-part is a control and cannot be joined"),
         ({"methods": "noise+noise"}, "joins a method with itself"),
+        ({"methods": "noise+noise:epsilon=2/255"}, "joins a method with itself"),
         ({"poison_ratio": ()}, "leaves nothing to run"),
         ({"protect_classes": ","}, "no class given"),
         ({"poison_ratio": (0.5, 1.5)}, "poison ratio 1.5 must lie between 0 and 1"),

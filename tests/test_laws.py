@@ -186,6 +186,7 @@ class TestTestImages:
                 "bytes_per_gradient",
                 "memory",
                 "gradient_images",
+                "facts",
             ),
         }
 

@@ -17,17 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.augment import draw_shifts, shift
+from bench.budget import Budget
 from bench.component import build, parse_one
 from bench.crafting import Crafting, Monitor
 from bench.data import ImageDataset, Places
 from bench.datasets.synthetic import Synthetic
 from bench.errors import Stopped, UsageError
+from bench.grid import Expansion, Grid, TrainingData
 from bench.method import equidistant
 from bench.network import Network, freeze
 from bench.pgd import Iterate
-from bench.registry import ARCHS, METHODS
+from bench.recipe import SEP
+from bench.registry import ARCHS, METHODS, RECIPES
 from bench.release import draw_mask, release
 from bench.seeding import stream
+from bench.store import key_of
+from bench.testing import DATASET, small_splits
 from methods import advpoison, sep, ule
 from methods.advpoison import AdversarialPoison
 from methods.cuda import class_filters
@@ -437,6 +442,109 @@ def test_losses_of_restarts_are_compared_under_equal_draws(
     assert one == other
 
 
+# --- how surrogates of SEP are trained, and what is said of them ------------------------------
+
+FAMILY = ("sep", "sep-fa", "sep-fa-vr", "sep-l2", "sep-fa-l2", "sep-fa-vr-l2", "ensemble")
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_seps_networks_are_the_papers_whatever_trains_the_victims(name: str) -> None:
+    recipes = {key: build(RECIPES, parse_one(key, RECIPES)) for key in RECIPES.entries}
+    assert not recipes["paper"].departures(SEP), "SEP's own is the recipe that has its name"
+    own, victims = method(name), method(f"{name},surrogate_recipe=victim")
+    for key, recipe in recipes.items():
+        for surrogate in own.surrogates(recipe):
+            # The recipe itself where it is the same, so that they are the same trainings.
+            assert surrogate.recipe == (recipe if key == "paper" else SEP)
+            assert surrogate.epochs[-1] == 120
+    for surrogate in victims.surrogates(recipes["ops"]):
+        assert surrogate.recipe == recipes["ops"]
+        assert surrogate.epochs[-1] == 200
+    for scale in ("quick", "standard"):
+        small = build(METHODS, parse_one(name, METHODS), scale)
+        assert small.surrogate_recipe == "victim"
+        assert small.deviations()["surrogate_recipe"] == ["victim", "own"]
+        assert small.surrogates(recipes[scale])[0].recipe == recipes[scale]
+
+
+def test_sets_of_the_papers_recipe_keep_their_keys() -> None:
+    train = small_splits().train
+    grid = Grid("sep,ensemble", archs="rn18", dataset=DATASET, recipe="paper", precision="fp32")
+    expansion = Expansion(grid)
+    cells = expansion.cells(TrainingData.cut(small_splits(), expansion.recipe, expansion.source))
+    assert cells[0].crafting.train_digest == train.digest
+    keys = [key_of(cell.crafting.identity)[:16] for cell in cells[1:]]
+    assert keys == ["0274fb96f6ca1a98", "c15a7541fb6b696e"]  # before there was another recipe
+
+
+@pytest.mark.parametrize("text", ["sep:checkpoints=3", "sep-fa:checkpoints=3", "sep:checkpoints=1"])
+def test_networks_are_compared_and_judged_before_they_craft(text: str) -> None:
+    made = method(f"{text},steps=0")
+    nets, mask = [network(number) for number in range(made.checkpoints)], TINY.labels != 2
+    crafting = job(nets, mask=mask)
+    made.craft(crafting)
+    x, labels = unit()[mask].requires_grad_(), TINY.labels[mask]
+    gradients, rights = [], []
+    for net in nets:
+        loss = F.cross_entropy(net(x), (labels + 2) % 4, reduction="sum")
+        if isinstance(made, sep.FeatureAligned):
+            distance = net.features(x) - class_centers(crafting, net)[(labels + 2) % 4]
+            loss = distance.square().mean(1).sum()
+        gradients.append(torch.autograd.grad(loss, x)[0].flatten(1))
+        rights.append(float((net(x).argmax(1) == labels).double().mean()))
+    pairs = [(0, 1), (0, 2), (1, 2)] if len(nets) == 3 else []
+    cosines = [F.cosine_similarity(gradients[a], gradients[b]).abs().mean() for a, b in pairs]
+    facts = crafting.facts
+    assert facts["checkpoint_acc_min"] == pytest.approx(min(rights))
+    assert facts["checkpoint_acc_max"] == pytest.approx(max(rights))
+    assert ("checkpoint_cosine" in facts) == bool(pairs)
+    if pairs:
+        mean = float(torch.stack(cosines).mean())
+        assert facts["checkpoint_cosine"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_what_is_measured_of_networks_costs_next_to_nothing() -> None:
+    """Under two per cent of the gradients of `quick`, counting three passes for a gradient."""
+    crafted = 3 * 2000 * 8
+    assert 0.02 * crafted >= 3 * sep.COMPARED + sep.JUDGED
+
+
+@pytest.mark.parametrize("name", ["sep", "sep-fa", "sep-fa-vr"])
+def test_truncated_storage_is_that_of_the_released_code(name: str) -> None:
+    """Float32 in [0, 1], steps that are no whole levels there, and bytes that are cut."""
+    made = method(f"{name}:checkpoints=2,steps=6,epsilon=3/255,quantize=truncate")
+    rounded = method(f"{name}:checkpoints=2,steps=6,epsilon=3/255")
+    nets, clean = [network(0), network(1)], unit()
+    crafting = job(nets)
+    images = release(TINY, made.craft(crafting), crafting.mask, made.budget).images
+    whole = release(TINY, rounded.craft(crafting), crafting.mask, rounded.budget).images
+    change = images.int() - whole.int()
+    assert set(change.unique().tolist()) <= {-1, 0}
+    assert 0 < float((change < 0).double().mean()) < 0.2
+    assert int((images.int() - TINY.images.int()).min()) == -4  # a level beyond epsilon
+    assert made.budget == Budget("none")
+    assert made.identity()["settings"]["quantize"] == "truncate"
+    assert "quantize" not in rounded.identity()["settings"]
+    if name == "sep":
+        x, wanted = clean, (TINY.labels + 2) % 4
+        for _ in range(6):
+            g = sum(sep.CrossEntropy(net).gradient(x, wanted) for net in nets)
+            x = inside(x - torch.as_tensor(g).sign() / 255 * 1, clean, 3 / 255)
+        assert np.array_equal(images.numpy(), (x.numpy() * 255).astype(np.uint8))
+    with pytest.raises(UsageError, match="leave it out"):
+        method("sep-l2:quantize=truncate")
+
+
+@pytest.mark.parametrize(
+    ("text", "rounds"),
+    [("ule:batch=10,max_rounds=3,stop_error=0,noise_steps=1", 3), ("tue:rounds=2", 2)],
+)
+def test_rounds_are_reported(text: str, rounds: int) -> None:
+    crafting = job(mask=draw_mask(TINY.labels, 0.75, 0))
+    method(f"{text},surrogate=({ARCH})" if "ule" in text else text).craft(crafting)
+    assert crafting.facts == {"rounds": rounds}
+
+
 # --- cost -------------------------------------------------------------------------------------
 
 
@@ -465,6 +573,7 @@ def test_gradients_taken_are_those_announced(
     genuine = sep.input_gradient
     for module in (sep, advpoison, ule):
         monkeypatch.setattr(module, "input_gradient", counted)
+    monkeypatch.setattr(sep, "report_networks", lambda *measured: None)  # measures, crafts nothing
     made = method(f"{text},surrogate=({ARCH})")
     crafting = job(
         [network(number) for number in range(nets)], mask=draw_mask(TINY.labels, 0.75, 0)

@@ -221,6 +221,31 @@ def test_audit_takes_the_worst_of_several_crafted_sets() -> None:
     assert line == ["sep", "l∞ 8/255", "8/255", "–", "–", "50.0", "–", "–"]
 
 
+def test_audit_says_what_methods_report_where_one_does() -> None:
+    crafted = AUDIT | {"checkpoint_cosine": 0.25, "checkpoint_acc_min": 0.5}
+    crafted |= {"checkpoint_acc_max": 0.9}
+    again = crafted | {"checkpoint_cosine": 0.35, "checkpoint_acc_min": 0.4}
+    records = [
+        record("ops", audit=AUDIT),
+        record("sep", audit=crafted),
+        record("sep", audit=again, craft_seed=1, crafted_key="another"),
+        record("ule", audit=AUDIT | {"rounds": 9}),
+        record("ule", audit=AUDIT | {"rounds": 11}, craft_seed=1, crafted_key="other"),
+    ]
+    table = audit_table(summary(records))
+    shown = {line["method"]: line for line in table.cells.to_dict("records")}
+    heads = ["rounds", "cosine", "least acc %", "best acc %"]
+    assert [shown["ops"][head] for head in heads] == ["–"] * 4
+    assert [shown["sep"][head] for head in heads] == ["–", "0.3", "40.0", "90.0"]
+    assert [shown["ule"][head] for head in heads] == ["10", "–", "–", "–"]
+    assert "growth" not in table.cells
+    assert "cosine: mean absolute cosine" in table.caption[0]
+    assert list(table.numbers["checkpoint_acc_min"].dropna()) == [0.4]
+    without = audit_table(summary(records[:1]))
+    assert list(without.cells) == list(table.cells)[: -len(heads)]
+    assert "crafting" not in without.caption[0]
+
+
 def test_columns_say_their_width_once() -> None:
     named = {"arch": "rn18", "arch_label": "rn18:width=0.5", "width": 0.5}
     records = [record(), record(width=1.0), record(**named)]

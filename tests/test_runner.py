@@ -95,6 +95,7 @@ def test_every_cell_has_a_record_and_the_control_is_among_them(finished: Path) -
         assert confusion.sum() == 40
         assert np.trace(confusion) / 40 == pytest.approx(record["final_test_acc"])
         assert record["audit"]["within_budget"]
+        assert ("checkpoint_cosine" in record["audit"]) == (record["method"] == "sep")
         assert len(record["key"]) == 64
 
 

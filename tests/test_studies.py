@@ -17,13 +17,13 @@ from bench.crafting import Monitor
 from bench.data import ImageDataset
 from bench.errors import Stopped, UsageError
 from bench.grid import Grid
+from bench.pgd import absolute_cosines
 from bench.registry import STUDIES
 from bench.running.runner import Outcome, run_session
 from bench.running.session import Session
 from bench.running.work import Workshop
 from bench.store import key_of
 from bench.studies import gradient_cosine
-from bench.studies.gradient_cosine import absolute_cosines
 from bench.train import Training
 from tests.invented import record as invented
 

@@ -59,6 +59,15 @@ SHORTCUT_NOTE = (
     "image of the class is lent to it, which tells what the class's perturbations have in common."
 )
 
+REPORTED = {
+    "rounds": ("rounds", "rounds until the method ended"),
+    "growth": ("growth", "how far noise that begins with 1 grew"),
+    "checkpoint_cosine": ("cosine", "mean absolute cosine of two networks' input gradients"),
+    "checkpoint_acc_min": ("least acc %", "the least accuracy of a network crafted with"),
+    "checkpoint_acc_max": ("best acc %", "the highest"),
+}
+"""What methods report of their crafting: a column each, where some method has it, and its words."""
+
 
 def all_tables(summary: Summary) -> list[Table]:
     """The tables of one context: accuracies, details, audit, and what was learned."""
@@ -158,6 +167,7 @@ def audit_table(summary: Summary) -> Table:
     """How far the released 8-bit images lie from the clean ones, a row a method."""
     heads = ["method", "budget", "max l∞", "max l2", "max l0", "changed %", "NaN", "constant"]
     audits = {row: audit for row in _methods(summary) if (audit := _audit(summary, row))}
+    reported = [name for name in REPORTED if any(name in audit for audit in audits.values())]
     lines = [
         [
             summary.method_label(row),
@@ -168,6 +178,7 @@ def audit_table(summary: Summary) -> Table:
             decimals(in_percent(audit.get("share_changed")), 1),
             _whole(audit.get("nan")),
             _whole(audit.get("constant_images")),
+            *(_reported(name, audit.get(name)) for name in reported),
         ]
         for row, audit in audits.items()
     ]
@@ -176,12 +187,15 @@ def audit_table(summary: Summary) -> Table:
         "image (l2 in units of [0, 1], l0 in pixels), the share of components changed, and the "
         "numbers of NaN values and of images of one colour."
     )
+    if reported:
+        words = "; ".join(f"{REPORTED[name][0]}: {REPORTED[name][1]}" for name in reported)
+        caption += f" Of the crafting, {words}."
     return Table(
         name="audit",
         caption=(caption, *scale(summary)),
-        cells=frame(heads, lines),
+        cells=frame([*heads, *(REPORTED[name][0] for name in reported)], lines),
         lead=2,
-        step=len(heads) - 2,
+        step=len(heads) + len(reported) - 2,
         notes=(),
         numbers=_audit_numbers(summary, audits),
     )
@@ -318,6 +332,13 @@ def _whole(value: float | None) -> str:
     return MISSING if value is None or math.isnan(value) else f"{value:,.0f}"
 
 
+def _reported(name: str, value: float | None) -> str:
+    if value is None:
+        return MISSING
+    share = REPORTED[name][0].endswith("%")
+    return decimals(in_percent(value), 1) if share else f"{value:.3g}"
+
+
 def _linf(value: float | None) -> str:
     from bench.budget import fraction
 
@@ -355,7 +376,10 @@ def _details_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
 
 
 def _audit(summary: Summary, row: Row) -> dict[str, float]:
-    """One audit of a method: counts and maxima at their worst, means and shares averaged."""
+    """One audit of a method: counts and maxima at their worst, means and shares averaged.
+
+    What methods report is averaged, too, but for the least and the highest of its kind.
+    """
     records = _records_of(summary, row)
     # Victims of one crafted set repeat its audit; each set counts once.
     audits = {record["crafted_key"]: record["audit"] for record in records if record["audit"]}
@@ -364,8 +388,12 @@ def _audit(summary: Summary, row: Row) -> dict[str, float]:
         for name, value in audit.items():
             if value is not None:
                 values[name].append(value)
+    averaged = {name for name in values if name.startswith(("mean", "share"))}
+    averaged |= REPORTED.keys() - {"checkpoint_acc_min", "checkpoint_acc_max"}
     return {
-        name: Spread.of(found).mean if name.startswith(("mean", "share")) else max(found)
+        name: Spread.of(found).mean
+        if name in averaged
+        else (min if name.endswith("_min") else max)(found)
         for name, found in sorted(values.items())
     }
 

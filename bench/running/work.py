@@ -179,7 +179,7 @@ class Workshop:
                 facts = self._facts(artifact_of(self._store, part))
                 spent = {key: value + facts[key] for key, value in spent.items()}
             facts = {
-                "audit": released.audit,
+                "audit": crafting.facts | released.audit,
                 **spent,
                 **provenance(self._device, self._commit),
             }

@@ -25,7 +25,7 @@ from bench.data import to_unit
 from bench.grid import Cell, SurrogateJob, TrainingData
 from bench.loading import Loader
 from bench.network import PASSES_PER_GRADIENT, Arch, Network
-from bench.pgd import input_gradient
+from bench.pgd import absolute_cosines, input_gradient
 from bench.registry import STUDIES
 from bench.study import Study, StudyJob, Tools, protections
 
@@ -120,21 +120,6 @@ def _gradients(network: Network, images: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(network(x), targets, reduction="sum")
 
     return input_gradient(loss, images).flatten(1)
-
-
-def absolute_cosines(gradients: Tensor) -> tuple[Tensor, int]:
-    """Absolute cosines between the gradients of every image in every pair of networks.
-
-    Args:
-        gradients: (k, b, d), of k networks.
-
-    Returns:
-        (b', k, k) and b', the number of images whose gradient is zero in none of them.
-    """
-    lengths = gradients.norm(dim=2)
-    whole = (lengths > 0).all(0) & lengths.isfinite().all(0)
-    units = (gradients / lengths[:, :, None])[:, whole].transpose(0, 1)
-    return (units @ units.transpose(1, 2)).abs(), int(whole.sum())
 
 
 def _names(jobs: Sequence[SurrogateJob]) -> list[str]:
