@@ -35,7 +35,7 @@ from bench.files import slugify
 from bench.joined import Joined
 from bench.method import PLAIN, BoundedMethod, Method, Surrogate
 from bench.network import Arch, Precision
-from bench.recipe import Recipe
+from bench.recipe import Recipe, leaves_one
 from bench.record import CLEAN_PART, CONTROL
 from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES, Registry
 from bench.release import draw_mask
@@ -161,6 +161,14 @@ class TrainingData:
         return self.curve_test[count]
 
 
+def _last_batch(joins: bool) -> dict[str, str]:
+    """What identities say of the last batch: nothing but where `bench.recipe.batches` joins one.
+
+    All others had their keys before a single image left over joined the batch before it.
+    """
+    return {"last_batch": "joined"} if joins else {}
+
+
 @dataclass(frozen=True)
 class SurrogateJob:
     """One surrogate training."""
@@ -172,6 +180,8 @@ class SurrogateJob:
     precision: Precision
     train_digest: str
     defense: Defense
+    joins: bool = False
+    """Whether a single image left over joins the last batch of every epoch."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -187,7 +197,8 @@ class SurrogateJob:
             "index": self.surrogate.index,
         }
         # Most are trained plainly, and the keys of those are older than the choice.
-        return said | ({"defense": self.defense.identity()} if self.defended else {})
+        said |= {"defense": self.defense.identity()} if self.defended else {}
+        return said | _last_batch(self.joins)
 
     @property
     def defended(self) -> bool:
@@ -208,6 +219,8 @@ class CraftJob:
     Attributes:
         parts: the crafted sets that a composition is made of.
         classes: the only classes that are protected, as indices; None for all.
+        joins: whether the method trains a network of its own, and there a single image left over
+            joins the last batch.
     """
 
     method: Method
@@ -218,11 +231,12 @@ class CraftJob:
     train_digest: str
     parts: tuple[CraftJob, ...] = ()
     classes: tuple[int, ...] | None = None
+    joins: bool = False
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides its bytes."""
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = _last_batch(self.joins)
         if self.parts:
             more["parts"] = [part.identity for part in self.parts]
         if self.classes is not None:
@@ -270,11 +284,13 @@ class Cell:
     test_digest: str
     labels: Mapping[str, str] = field(hash=False)
     """How tables call `method`, `defense`, `arch`, `recipe` and `dataset`."""
+    joins: bool = False
+    """Whether a single image left over joins the last batch of every epoch."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides its numbers."""
-        return {
+        return _last_batch(self.joins) | {
             "schema": SCHEMA,
             "kind": "cell",
             "crafted": self.crafting.identity,
@@ -359,7 +375,8 @@ class Expansion:
             self.grid.poison_ratio, self.methods
         ):
             method = _fitted(method, data.train, usual)
-            crafting = self._crafting(method, data.train.digest, ratio, classes)
+            crafting = self._crafting(method, data.train, ratio, classes)
+            left = len(data.train)
             if method.unprotected_only:
                 left = int((~crafting.mask(data.train.labels)).sum())
                 if not left and len(self.grid.poison_ratio) > 1:
@@ -389,6 +406,7 @@ class Expansion:
                             seed,
                             data.test.digest,
                             labels,
+                            self.recipe.joins(left - self.grid.holdout),
                         )
                         cells.setdefault(cell.key, cell)  # every ratio has the same control
         return list(cells.values())
@@ -405,26 +423,32 @@ class Expansion:
         return None if len(found) == len(train.classes) else tuple(found)
 
     def _crafting(
-        self, method: Method, train_digest: str, ratio: float, classes: tuple[int, ...] | None
+        self, method: Method, train: ImageDataset, ratio: float, classes: tuple[int, ...] | None
     ) -> CraftJob:
-        grid = self.grid
-        jobs = tuple(
-            SurrogateJob(
-                surrogate,
-                build(ARCHS, parse_one(surrogate.arch, ARCHS)),
-                surrogate.recipe or self.recipe,
-                grid.craft_seed,
-                self.precision,
-                train_digest,
-                build_defense(parse_one(surrogate.defense, DEFENSES)),
-            )
-            for surrogate in method.surrogates(self.recipe)
-        )
-        seed = grid.craft_seed
+        jobs = tuple(self._surrogate(one, train) for one in method.surrogates(self.recipe))
+        seed = self.grid.craft_seed
         if method.name == CONTROL:
             ratio, seed, classes = 1.0, 0, None  # nothing is drawn, so one control serves all
-        parts = tuple(self._crafting(p, train_digest, ratio, classes) for p in parts_of(method))
-        return CraftJob(method, jobs, ratio, seed, self.precision, train_digest, parts, classes)
+        parts = tuple(self._crafting(p, train, ratio, classes) for p in parts_of(method))
+        job = CraftJob(method, jobs, ratio, seed, self.precision, train.digest, parts, classes)
+        if method.own_batch is None:
+            return job
+        every = ratio == 1 and classes is None
+        protected = len(train) if every else int(job.mask(train.labels).sum())
+        return dataclasses.replace(job, joins=leaves_one(protected, method.own_batch))
+
+    def _surrogate(self, surrogate: Surrogate, train: ImageDataset) -> SurrogateJob:
+        recipe = surrogate.recipe or self.recipe
+        return SurrogateJob(
+            surrogate,
+            build(ARCHS, parse_one(surrogate.arch, ARCHS)),
+            recipe,
+            self.grid.craft_seed,
+            self.precision,
+            train.digest,
+            build_defense(parse_one(surrogate.defense, DEFENSES)),
+            recipe.joins(len(train)),
+        )
 
     def _components(
         self, specs: list[Spec], registry: Registry, make: Callable[[Spec], list[C]]
