@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.component import Component
+from bench.component import Component, setting
 from bench.data import ImageDataset
 from bench.errors import UsageError
 from bench.network import Arch, Network
@@ -163,6 +163,33 @@ class Defense(Component):
         """Scores (b, classes) of test images (b, 3, h, w), with the network in eval mode."""
         del stream
         return network(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFilter(Defense):
+    """A filter of the training images that may be asked to work on test images, too.
+
+    A subclass filters training images in `prepare`, and the same way in `shown`.
+    """
+
+    test: bool = setting(False, "whether test images are filtered, too", added=True)
+
+    @property
+    def alters_prediction(self) -> bool:  # type: ignore[override]
+        """Only where test images are filtered, too."""
+        return self.test
+
+    def replaces(self, hook: str) -> bool:
+        """Where test images stay as they are, prediction is the network's."""
+        return self.test if hook == "predict" else super().replaces(hook)
+
+    def shown(self, images: Tensor) -> Tensor:
+        """Test images (b, 3, h, w) float32 in [0, 1] as `test` has them classified."""
+        raise NotImplementedError
+
+    def predict(self, network: Network, images: Tensor, stream: torch.Generator) -> Tensor:
+        """Scores of the test images, filtered if asked for."""
+        return super().predict(network, self.shown(images) if self.test else images, stream)
 
 
 def one_hot(labels: Tensor, step: Step) -> Tensor:

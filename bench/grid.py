@@ -35,7 +35,7 @@ from bench.files import slugify
 from bench.joined import Joined
 from bench.method import PLAIN, BoundedMethod, Method, Surrogate
 from bench.network import Arch, Precision
-from bench.recipe import Recipe
+from bench.recipe import Recipe, leaves_one
 from bench.record import CLEAN_PART, CONTROL, EACH
 from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, RECIPES, Registry
 from bench.release import draw_mask
@@ -164,6 +164,14 @@ class TrainingData:
         return self.curve_test[count]
 
 
+def _last_batch(joins: bool) -> dict[str, str]:
+    """What identities say of the last batch: nothing but where `bench.recipe.batches` joins one.
+
+    All others had their keys before a single image left over joined the batch before it.
+    """
+    return {"last_batch": "joined"} if joins else {}
+
+
 @dataclass(frozen=True)
 class SurrogateJob:
     """One surrogate training."""
@@ -175,6 +183,8 @@ class SurrogateJob:
     precision: Precision
     train_digest: str
     defense: Defense
+    joins: bool = False
+    """Whether a single image left over joins the last batch of every epoch."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -190,7 +200,8 @@ class SurrogateJob:
             "index": self.surrogate.index,
         }
         # Most are trained plainly, and the keys of those are older than the choice.
-        return said | ({"defense": self.defense.identity()} if self.defended else {})
+        said |= {"defense": self.defense.identity()} if self.defended else {}
+        return said | _last_batch(self.joins)
 
     @property
     def defended(self) -> bool:
@@ -211,6 +222,8 @@ class CraftJob:
     Attributes:
         parts: the crafted sets that a composition is made of.
         classes: the only classes that are protected, as indices; None for all.
+        joins: whether the method trains a network of its own, and there a single image left over
+            joins the last batch.
     """
 
     method: Method
@@ -221,11 +234,12 @@ class CraftJob:
     train_digest: str
     parts: tuple[CraftJob, ...] = ()
     classes: tuple[int, ...] | None = None
+    joins: bool = False
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides its bytes."""
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = _last_batch(self.joins)
         if self.parts:
             more["parts"] = [part.identity for part in self.parts]
         if self.classes is not None:
@@ -273,11 +287,13 @@ class Cell:
     test_digest: str
     labels: Mapping[str, str] = field(hash=False)
     """How tables call `method`, `defense`, `arch`, `recipe` and `dataset`."""
+    joins: bool = False
+    """Whether a single image left over joins the last batch of every epoch."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides its numbers."""
-        return {
+        return _last_batch(self.joins) | {
             "schema": SCHEMA,
             "kind": "cell",
             "crafted": self.crafting.identity,
@@ -363,10 +379,11 @@ class Expansion:
         ):
             method = _fitted(method, data.train, usual)
             craftings = {
-                seed: self._crafting(method, data.train.digest, ratio, crafted, classes)
+                seed: self._crafting(method, data.train, ratio, crafted, classes)
                 for seed, crafted in self._craft_seeds.items()
             }
             crafting = craftings[self.grid.seeds[0]]
+            left = len(data.train)
             if method.unprotected_only:
                 left = int((~crafting.mask(data.train.labels)).sum())
                 if not left and len(self.grid.poison_ratio) > 1:
@@ -396,6 +413,7 @@ class Expansion:
                             seed,
                             data.test.digest,
                             labels,
+                            self.recipe.joins(left - self.grid.holdout),
                         )
                         cells.setdefault(cell.key, cell)  # every ratio has the same control
         return list(cells.values())
@@ -420,29 +438,34 @@ class Expansion:
     def _crafting(
         self,
         method: Method,
-        train_digest: str,
+        train: ImageDataset,
         ratio: float,
         seed: int,
         classes: tuple[int, ...] | None,
     ) -> CraftJob:
-        jobs = tuple(
-            SurrogateJob(
-                surrogate,
-                build(ARCHS, parse_one(surrogate.arch, ARCHS)),
-                surrogate.recipe or self.recipe,
-                seed,
-                self.precision,
-                train_digest,
-                build_defense(parse_one(surrogate.defense, DEFENSES)),
-            )
-            for surrogate in method.surrogates(self.recipe)
-        )
+        jobs = tuple(self._surrogate(one, train, seed) for one in method.surrogates(self.recipe))
         if method.name == CONTROL:
             ratio, seed, classes = 1.0, 0, None  # nothing is drawn, so one control serves all
-        parts = tuple(
-            self._crafting(part, train_digest, ratio, seed, classes) for part in parts_of(method)
+        parts = tuple(self._crafting(p, train, ratio, seed, classes) for p in parts_of(method))
+        job = CraftJob(method, jobs, ratio, seed, self.precision, train.digest, parts, classes)
+        if method.own_batch is None:
+            return job
+        every = ratio == 1 and classes is None
+        protected = len(train) if every else int(job.mask(train.labels).sum())
+        return dataclasses.replace(job, joins=leaves_one(protected, method.own_batch))
+
+    def _surrogate(self, surrogate: Surrogate, train: ImageDataset, seed: int) -> SurrogateJob:
+        recipe = surrogate.recipe or self.recipe
+        return SurrogateJob(
+            surrogate,
+            build(ARCHS, parse_one(surrogate.arch, ARCHS)),
+            recipe,
+            seed,
+            self.precision,
+            train.digest,
+            build_defense(parse_one(surrogate.defense, DEFENSES)),
+            recipe.joins(len(train)),
         )
-        return CraftJob(method, jobs, ratio, seed, self.precision, train_digest, parts, classes)
 
     def _components(
         self, specs: list[Spec], registry: Registry, make: Callable[[Spec], list[C]]

@@ -136,6 +136,14 @@ class Method(Component):
         del job, images, labels
         return None
 
+    @property
+    def own_batch(self) -> int | None:
+        """Images a step of a network that `craft` itself trains, in `bench.recipe.batches`.
+
+        None where it trains none, or leaves a partial last batch out.
+        """
+        return None
+
     def gradient_images(self, images: int) -> int:
         """How many input gradients of single images `craft` will take, for time estimates."""
         del images

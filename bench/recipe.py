@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from bench.component import Component, setting
+
+
+def batches(images: int, size: int, *, whole: bool = False) -> list[slice]:
+    """Cut a pass over so many images into the batches that a network in training learns from.
+
+    A single image left over joins the batch before it: batch norm finds no spread in one image,
+    and stops where that has become a single pixel.
+
+    Args:
+        images: their number.
+        size: images a batch.
+        whole: whether a partial last batch is left out, unless it is the only one.
+    """
+    cuts = [*range(0, images, size), images]
+    if whole and images > size and images % size:
+        del cuts[-1]
+    elif leaves_one(images, size):
+        del cuts[-2]
+    return [slice(first, last) for first, last in itertools.pairwise(cuts)]
+
+
+def leaves_one(images: int, size: int) -> bool:
+    """Whether batches of `size` leave a single image over, behind one batch or more."""
+    return images > size and images % size == 1
 
 
 @dataclass(frozen=True)
@@ -76,10 +101,13 @@ class Recipe(Component):
             return self.lr * (1 + math.cos(math.pi * done)) / 2
         return self.lr * max(1 - done, 0.0)
 
-    def steps(self, images: int) -> int:
-        """Steps of an epoch on so many images, one at least."""
-        whole, rest = divmod(images, self.batch_size)
-        return whole if whole and self.drop_last else whole + (rest > 0)
+    def batches(self, images: int) -> list[slice]:
+        """The batches of an epoch on so many images, one at least."""
+        return batches(images, self.batch_size, whole=self.drop_last)
+
+    def joins(self, images: int) -> bool:
+        """Whether of so many images a single one is left over and joins the last batch."""
+        return not self.drop_last and leaves_one(images, self.batch_size)
 
     def with_adamw(self) -> Self:
         """The same course with AdamW at OPS's 5e-4 and weight decay 3e-2, as transformers need it.

@@ -45,16 +45,18 @@ class Batches:
         self._padding = 0 if self._bilinear else recipe.crop_padding
         self._loader = Loader(dataset, device, memory)
         self._recipe, self._size, self._device = recipe, dataset.image_size, device
+        self._parts = recipe.batches(len(dataset))
         self._count = len(dataset)
         self._mean_colour = torch.tensor(dataset.mean, device=device).reshape(1, 3, 1, 1)
 
     def __len__(self) -> int:
-        return self._recipe.steps(self._count)
+        return len(self._parts)
 
     def epoch(self, draws: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, as ((b, 3, h, w) float32 in [0, 1], (b,) int64).
 
-        They are shuffled, and a partial batch is last, unless the recipe says otherwise.
+        They are shuffled, and a partial batch is last, unless the recipe says otherwise. A single
+        image left over joins the batch before.
         """
         recipe, count, margin = self._recipe, self._count, (self._padding,) * 4
         # All draws are made on the CPU at once, so that every device sees the same numbers.
@@ -63,8 +65,7 @@ class Batches:
         whole_flip = recipe.flip and not self._bilinear
         crops = Crops.draw(count, self._padding, whole_flip, draws).to(self._device)
         offsets, mirrored = draw_shifts(count, recipe.crop_padding, draws, self._device)
-        for step in range(len(self)):
-            part = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+        for part in self._parts:
             images, labels = self._loader.batch(order[part])
             padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, *margin))
             images = to_unit(cut(padded, crops[part], self._size))

@@ -98,7 +98,7 @@ class SampleGradientShaping(Defense):
     def facts(self, recipe: Recipe, images: int) -> Mapping[str, float]:
         """The customary account; none without noise, where epsilon is infinite."""
         rate = min(recipe.batch_size / images, 1.0)
-        steps = recipe.epochs * recipe.steps(images)
+        steps = recipe.epochs * len(recipe.batches(images))
         delta = 10.0 ** -math.ceil(math.log10(images))
         spent = privacy_spent(rate, self.noise, steps, delta)
         return {"privacy_epsilon": spent, "privacy_delta": delta} if math.isfinite(spent) else {}

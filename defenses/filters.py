@@ -19,7 +19,6 @@ median repeats the outermost pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,15 +27,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.component import setting
-from bench.data import ImageDataset, as_levels, chunks, portion
-from bench.defense import Defense, check_window
+from bench.data import ImageDataset, as_levels, chunks, portion, to_levels, to_unit
+from bench.defense import ImageFilter, check_window
 from bench.registry import DEFENSES
+
+
+@dataclass(frozen=True)
+class LocalFilter(ImageFilter):
+    """A filter that replaces every pixel by something of its neighbourhood."""
+
+    @property
+    def side(self) -> int:
+        """Of the neighbourhood, in pixels, odd."""
+        raise NotImplementedError
+
+    def smooth(self, images: Tensor) -> Tensor:
+        """Grey levels (b, 3, h, w) float32 to the like, not yet rounded."""
+        raise NotImplementedError
+
+    def prepare(self, dataset: ImageDataset, stream: torch.Generator) -> ImageDataset:
+        """Filter every image and round it to 8 bits."""
+        del stream
+        self.check(dataset)
+        levels = as_levels(dataset.images)
+        changed = torch.empty_like(levels)
+        # A filter holds a copy of its images for every place of the window.
+        for rows in chunks(torch.arange(len(dataset)), max(portion(levels) // self.side**2, 1)):
+            changed[rows] = self._rounded(levels[rows])
+        return dataset.with_images(changed)
+
+    def shown(self, images: Tensor) -> Tensor:
+        """Filtered and rounded, as stored images are."""
+        return to_unit(self._rounded(to_levels(images)))
+
+    def _rounded(self, levels: Tensor) -> Tensor:
+        return self.smooth(levels.float()).round().to(torch.uint8)
 
 
 @DEFENSES.register("median-filter")
 @dataclass(frozen=True)
-class MedianFilter(Defense):
-    """Trains on images under a median filter; test images stay as they are."""
+class MedianFilter(LocalFilter):
+    """Trains on images under a median filter; test images stay as they are unless asked for."""
 
     paper: ClassVar[str] = "Fu et al., Robust Unlearnable Examples, ICLR 2022"
 
@@ -49,22 +80,20 @@ class MedianFilter(Defense):
         """A mirrored border cannot be wider than the image."""
         check_window("median-filter: kernel", self.kernel, train)
 
-    def prepare(self, dataset: ImageDataset, stream: torch.Generator) -> ImageDataset:
-        """Replace every component by the median of its window."""
-        del stream
-        self.check(dataset)
+    @property
+    def side(self) -> int:
+        """Of the window."""
+        return self.kernel
 
-        def median(images: Tensor) -> Tensor:
-            shifted = torch.stack(list(_neighbours(images, self.kernel).values()))
-            return shifted.median(dim=0).values
-
-        return _filtered(dataset, self.kernel, median)
+    def smooth(self, images: Tensor) -> Tensor:
+        """Every component by the median of its window."""
+        return torch.stack(list(_neighbours(images, self.kernel).values())).median(dim=0).values
 
 
 @DEFENSES.register("bilateral-filter")
 @dataclass(frozen=True)
-class BilateralFilter(Defense):
-    """Trains on images smoothed within regions of one colour; test images stay as they are."""
+class BilateralFilter(LocalFilter):
+    """Trains on images smoothed within regions of one colour; test images stay unless asked for."""
 
     paper: ClassVar[str] = "Fu et al., Robust Unlearnable Examples, ICLR 2022"
 
@@ -81,13 +110,13 @@ class BilateralFilter(Defense):
         """A mirrored border cannot be wider than the image."""
         check_window("bilateral-filter: diameter", self.diameter, train)
 
-    def prepare(self, dataset: ImageDataset, stream: torch.Generator) -> ImageDataset:
-        """Replace every pixel by the weighted mean of its disc."""
-        del stream
-        self.check(dataset)
-        return _filtered(dataset, self.diameter, self._smooth)
+    @property
+    def side(self) -> int:
+        """Of the disc."""
+        return self.diameter
 
-    def _smooth(self, images: Tensor) -> Tensor:
+    def smooth(self, images: Tensor) -> Tensor:
+        """Every pixel by the weighted mean of its disc."""
         total, weights = torch.zeros_like(images), torch.zeros_like(images[:, :1])
         for (down, right), shifted in _neighbours(images, self.diameter).items():
             distance = math.hypot(down, right)
@@ -99,16 +128,6 @@ class BilateralFilter(Defense):
             total += weight * shifted
             weights += weight
         return total / weights
-
-
-def _filtered(dataset: ImageDataset, size: int, change: Callable[[Tensor], Tensor]) -> ImageDataset:
-    """The images after `change`, which maps grey levels (b, 3, h, w) float32 to the like."""
-    levels = as_levels(dataset.images)
-    changed = torch.empty_like(levels)
-    # A filter holds a copy of its images for every place of the window.
-    for rows in chunks(torch.arange(len(dataset)), max(portion(levels) // size**2, 1)):
-        changed[rows] = change(levels[rows].float()).round().to(torch.uint8)
-    return dataset.with_images(changed)
 
 
 def _neighbours(images: Tensor, size: int) -> dict[tuple[int, int], Tensor]:

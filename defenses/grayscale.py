@@ -19,8 +19,7 @@ from torch import Tensor
 
 from bench.component import setting
 from bench.data import ImageDataset, chunks, portion, to_levels
-from bench.defense import Defense
-from bench.network import Network
+from bench.defense import ImageFilter
 from bench.registry import DEFENSES
 
 LUMA = (0.299, 0.587, 0.114)
@@ -28,21 +27,12 @@ LUMA = (0.299, 0.587, 0.114)
 
 @DEFENSES.register("grayscale")
 @dataclass(frozen=True)
-class Grayscale(Defense):
+class Grayscale(ImageFilter):
     """Trains on gray images, in three equal channels."""
 
     paper: ClassVar[str] = "Liu et al., Image Shortcut Squeezing, ICML 2023"
 
     test: bool = setting(False, "whether test images lose their colours, too")
-
-    @property
-    def alters_prediction(self) -> bool:  # type: ignore[override]
-        """Only where test images are gray, too."""
-        return self.test
-
-    def replaces(self, hook: str) -> bool:
-        """Where test images keep their colours, prediction is the network's."""
-        return self.test if hook == "predict" else super().replaces(hook)
 
     def prepare(self, dataset: ImageDataset, stream: torch.Generator) -> ImageDataset:
         """Replace each channel by the luma."""
@@ -56,10 +46,9 @@ class Grayscale(Defense):
             gray[rows] = shades.expand_as(images)
         return dataset.with_images(gray)
 
-    def predict(self, network: Network, images: Tensor, stream: torch.Generator) -> Tensor:
-        """Scores of the test images, gray if asked for."""
-        shown = luma(images).expand_as(images) if self.test else images
-        return super().predict(network, shown, stream)
+    def shown(self, images: Tensor) -> Tensor:
+        """The luma, without rounding."""
+        return luma(images).expand_as(images)
 
 
 def luma(images: Tensor) -> Tensor:

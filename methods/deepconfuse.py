@@ -31,7 +31,7 @@ it says that the method works on a machine, not how well it protects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -47,6 +47,7 @@ from bench.data import ImageDataset, chunks
 from bench.errors import UsageError
 from bench.method import BoundedMethod
 from bench.network import Network, Precision
+from bench.recipe import batches
 from bench.registry import METHODS
 
 M = TypeVar("M", bound=nn.Module)
@@ -97,8 +98,8 @@ class DeepConfuse(BoundedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch < 1 or min(self.trials, self.epochs) < 0:
-            raise ValueError("batch must be 1 or more, and trials and epochs 0 or more")
+        if self.batch < 2 or min(self.trials, self.epochs) < 0:
+            raise ValueError("batch must be 2 or more, and trials and epochs 0 or more")
         if min(self.classifier_lr, self.generator_lr) < 0:
             raise ValueError("classifier_lr and generator_lr must not be negative")
         if not (0 < self.generator_width <= 16 and 0 < self.classifier_width <= 16):
@@ -113,6 +114,11 @@ class DeepConfuse(BoundedMethod):
                 f"deepconfuse needs images of 8 x 8 pixels or more, these are {height} x {width}"
             )
 
+    @property
+    def own_batch(self) -> int | None:
+        """Of the generator and of the classifiers."""
+        return self.batch
+
     def gradient_images(self, images: int) -> int:
         """A double backward counts three, a training step of the classifier one."""
         return PER_BATCH * images * self.trials * self.epochs
@@ -120,7 +126,8 @@ class DeepConfuse(BoundedMethod):
     def craft(self, job: Crafting) -> Tensor:
         """All trials, then the noise of every image."""
         state = Trials(job, self)
-        while state.epoch < self.trials * self.epochs and len(state.rows):
+        # Batch norm finds no spread in a single image where that has become a single pixel.
+        while state.epoch < self.trials * self.epochs and len(state.rows) > 1:
             state.run_epoch()
             job.save("trials", state.pack)
         delta = job.blank()
@@ -159,7 +166,10 @@ class Trials:
         if within == 0:
             self.frozen.load_state_dict(self.generator.state_dict())
             self.classifier = self._new_classifier(trial)
-        for rows in self._batches():
+        draws = self._job.stream("pass", self.epoch)
+        order = self.rows[torch.randperm(len(self.rows), generator=draws)]
+        for part in batches(len(order), self._method.batch):
+            rows = order[part]
             images, labels = self._job.batch(rows)
             x = images.float() / 255
             self.confuse(x, labels)
@@ -197,15 +207,6 @@ class Trials:
         """Delta of images (b, 3, h, w) in [0, 1], by the generator as it stands."""
         with torch.no_grad():
             return self._method.epsilon * self.generator.eval()(images).tanh()
-
-    def _batches(self) -> Iterator[Tensor]:
-        """Rows of one shuffled pass."""
-        draws = self._job.stream("pass", self.epoch)
-        order = self.rows[torch.randperm(len(self.rows), generator=draws)]
-        for rows in order.split(self._method.batch):
-            # Batch norm knows no spread of a single image where it is a single pixel, too.
-            if len(rows) > 1:
-                yield rows
 
     def _new_generator(self) -> UNet:
         width, precision = self._method.generator_width, self._job.precision

@@ -16,7 +16,6 @@ Sample-wise noise is stored clipped to epsilon and before the clamp to [0, 1], a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -29,6 +28,7 @@ from bench.crafting import Crafting
 from bench.method import BoundedMethod
 from bench.network import Network, freeze
 from bench.pgd import input_gradient
+from bench.recipe import batches
 from bench.registry import METHODS
 
 
@@ -60,6 +60,11 @@ class ErrorMinimising(BoundedMethod):
             raise ValueError("batch must be 1 or more, and steps and rounds 0 or more")
         if not 0 < self.subset <= 1:
             raise ValueError(f"subset={self.subset:g} must lie above 0 and at most at 1")
+
+    @property
+    def own_batch(self) -> int | None:
+        """Class-wise noise learns from whole batches alone."""
+        return self.batch if self.per == "sample" else None
 
     def gradient_images(self, images: int) -> int:
         """An estimate: ten rounds."""
@@ -142,7 +147,8 @@ class Alternation:
         draws = job.stream("classes", self.rounds)
         subset = self._stratified()
         order = subset[torch.randperm(len(subset), generator=draws)]
-        for places in self._whole_batches(order):
+        for part in batches(len(order), method.batch, whole=True):
+            places = order[part]
             images, labels = job.batch(self.rows[places])
             clean = images.float() / 255
             moved = self._improve(model, clean, self.noise[labels], labels, 1)
@@ -185,26 +191,14 @@ class Alternation:
 
     def _next_batch(self) -> Tensor:
         """Places of the next training batch; the pass over the data runs on between rounds."""
-        count, size = len(self.rows), self._method.batch
-        if self._method.per == "sample":
-            per_pass = -(-count // size)
-            start = (self._steps % per_pass) * size
-            places = torch.arange(start, min(start + size, count))
-        else:
-            per_pass = max(count // size, 1)
-            draws = self._job.stream("pass", self._steps // per_pass)
-            order = torch.randperm(count, generator=draws)
-            start = (self._steps % per_pass) * size
-            places = order[start : start + size]
+        count, by_class = len(self.rows), self._method.per == "class"
+        parts = batches(count, self._method.batch, whole=by_class)
+        number, position = divmod(self._steps, len(parts))
+        order = torch.arange(count)
+        if by_class:
+            order = torch.randperm(count, generator=self._job.stream("pass", number))
         self._steps += 1
-        return places
-
-    def _whole_batches(self, order: Tensor) -> Iterator[Tensor]:
-        """Batches without the short last one, unless it is the only one."""
-        size = self._method.batch
-        for places in order.split(size):
-            if len(places) == size or len(order) < size:
-                yield places
+        return order[parts[position]]
 
     def _stratified(self) -> Tensor:
         """Places of the same share of every class, the first ones in a fixed random order."""

@@ -462,10 +462,15 @@ def test_classifiers_are_those_of_the_paper_and_of_the_code(
     assert net.mean.eq(0).all()
 
 
-def test_lonely_images_are_left_out_and_small_ones_refused() -> None:
+def test_lonely_images_join_others_and_small_ones_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = method(CONFUSE)
-    state = Trials(job(mask=torch.arange(24) < 11), made)
-    assert [len(rows) for rows in state._batches()] == [10]
+    sizes: list[int] = []
+    monkeypatch.setattr(Trials, "confuse", lambda state, x, labels: sizes.append(len(x)))
+    for protected in (11, 21, 22):
+        Trials(job(mask=torch.arange(24) < protected), made).run_epoch()
+    assert sizes == [11, 10, 11, 10, 10, 2]
     made.craft(job(mask=torch.arange(24) < 1))  # nothing to learn from, and no harm done
     small = TINY.with_images(TINY.images[:, :, :7, :7].contiguous())
     with pytest.raises(UsageError, match="8 x 8"):
@@ -493,7 +498,7 @@ def test_nothing_to_protect(text: str) -> None:
     "text",
     [
         *("rule:epsilon=0.51", "rule:draws=0", "rule:batch=0", "rule:steps=-1"),
-        *("rule:radius_ratio=-1", "deepconfuse:batch=0", "deepconfuse:generator_width=0"),
+        *("rule:radius_ratio=-1", "deepconfuse:batch=1", "deepconfuse:generator_width=0"),
         *("deepconfuse:trials=-1", "deepconfuse:classifier=resnet", "deepconfuse:generator_lr=-1"),
     ],
 )

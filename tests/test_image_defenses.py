@@ -235,6 +235,25 @@ class TestGrayscale:
         assert (Grayscale().alters_prediction, Grayscale(test=True).alters_prediction) == (0, 1)
 
 
+@pytest.mark.parametrize("name", ["gaussian-blur", "median-filter", "bilateral-filter"])
+def test_filters_work_on_test_images_when_asked(name: str) -> None:
+    """Such images are filtered as training images are, to the last bit of what the network sees."""
+    plain, asked = (build_defense(parse_one(text, DEFENSES)) for text in (name, f"{name}:test=yes"))
+    network, levels = small_network().eval(), smooth_images(size=8)
+    images = levels.float() / 255
+    with torch.no_grad():
+        sharp, filtered = (
+            defense.predict(network, images, stream(0, "p")) for defense in (plain, asked)
+        )
+        assert sharp.equal(network(images))
+        assert filtered.equal(network(prepared(plain, levels).float() / 255))
+    assert not filtered.equal(sharp)
+    assert (plain.alters_prediction, asked.alters_prediction) == (False, True)
+    # Those who do not ask keep their keys.
+    assert "test" not in plain.identity()["settings"]
+    assert asked.identity()["settings"]["test"] is True
+
+
 class TestBitDepth:
     @pytest.mark.parametrize("bits", range(1, 9))
     def test_every_level(self, bits: int) -> None:
@@ -538,12 +557,26 @@ class TestDeconvolution:
             shown = filtered(
                 images[mine], *(part[None].expand(mine.sum(), *part.shape) for part in parts)
             )
-            shown = shown if how.get("rescale") == "after" else rescaled(shown)
+            shown = rescaled(shown) if how.get("rescale") == "within" else shown
             loss = F.cross_entropy(network(shown), labels[mine])
             for part, gradient, ours in zip(
                 parts, torch.autograd.grad(loss, parts), found, strict=True
             ):
                 torch.testing.assert_close(ours[label], part.detach() + 0.1 * gradient)
+
+    def test_the_released_order_is_the_default(self) -> None:
+        """Search, then rescale; what an older record calls by the bare name is told apart."""
+        assert DeconvolutionTraining() == DeconvolutionTraining(rescale="after")
+        identity = DeconvolutionTraining().identity()
+        assert identity["version"] > 3
+        assert identity["settings"]["rescale"] == "after"
+        images, labels = some_batch()
+        ours, released, within = (
+            DeconvolutionTraining(steps=3, **how).attack(small_network(), images, labels, step())
+            for how in ({}, {"rescale": "after"}, {"rescale": "within"})
+        )
+        assert ours.equal(released)
+        assert not ours.equal(within)
 
     def test_rescaling_within_makes_offsets_idle(self) -> None:
         """A sum that is taken back from every pixel moves nothing: the two searches differ."""

@@ -22,7 +22,7 @@ from bench.defense import Defense, Step
 from bench.files import load_tensors, save_tensors
 from bench.network import Arch, Network
 from bench.pgd import Iterate, input_gradient
-from bench.recipe import Recipe
+from bench.recipe import Recipe, batches, leaves_one
 from bench.recipes.paper import Paper
 from bench.seeding import stream
 from bench.testing import craft, small_splits
@@ -233,12 +233,30 @@ class TestBatches:
         self, size: int, kept: int, all_steps: int, whole_steps: int
     ) -> None:
         recipe = replace(SHORT, batch_size=size)
-        assert recipe.steps(48) == all_steps
+        assert len(recipe.batches(48)) == all_steps
         less = replace(recipe, drop_last=True)
-        batches = Batches(small_splits().train, less, CPU)
-        found = [len(labels) for _, labels in batches.epoch(stream(0, "epoch"))]
-        assert (len(found), len(batches), sum(found)) == (whole_steps, whole_steps, kept)
-        assert less.steps(48) == whole_steps
+        ours = Batches(small_splits().train, less, CPU)
+        found = [len(labels) for _, labels in ours.epoch(stream(0, "epoch"))]
+        assert (len(found), len(ours), sum(found)) == (whole_steps, whole_steps, kept)
+        assert len(less.batches(48)) == whole_steps
+
+    @given(st.integers(1, 60), st.integers(1, 20), st.booleans())
+    def test_batches_hold_every_image_once_and_none_alone(
+        self, count: int, size: int, whole: bool
+    ) -> None:
+        parts = batches(count, size, whole=whole)
+        places = [place for part in parts for place in range(part.start, part.stop)]
+        sizes = [part.stop - part.start for part in parts]
+        assert places == list(range(len(places)))
+        assert set(sizes[:-1]) <= {size}
+        if whole:
+            assert len(places) == (count // size * size or count)
+        else:
+            assert len(places) == count
+            assert sizes[-1] > 1 or 1 in (size, count)
+            # Where no image is left alone, the batches are what they always were.
+            split = [len(part) for part in torch.arange(count).split(size)]
+            assert (sizes == split) is not leaves_one(count, size)
 
     def test_the_rate_falls_by_the_decay(self) -> None:
         recipe = Recipe(milestones=(2, 3), decay=0.5, warmup_epochs=0)
