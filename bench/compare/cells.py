@@ -66,7 +66,7 @@ class Place:
     holdout: int
     poison_ratio: float
     protected_classes: tuple[int, ...]
-    craft_seed: int
+    craft_seed: int | str
     row: Row
     column: Column
 

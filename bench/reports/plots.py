@@ -448,7 +448,7 @@ def overview_figure(summary: Summary, looks: Mapping[str, Style] | None = None) 
                 axes.set_xlabel("accuracy (%)")
         seeds = victim_seeds(len(group.done) for group in summary.groups.values())
         title = f"final clean test accuracy, {seeds}"
-        notes = [OVERVIEW_NOTE, *marked, *known(summary, [parts])]
+        notes = [OVERVIEW_NOTE, *marked, *known(summary, [list(parts)])]
         entitle(figure, summary, title, notes)
     return figure
 
