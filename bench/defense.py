@@ -15,6 +15,7 @@ from bench.data import ImageDataset
 from bench.errors import UsageError
 from bench.network import Arch, Network
 from bench.recipe import Recipe
+from bench.record import PREPARES
 
 SideInformation = Literal["none", "public-model", "pretrained-weights", "clean-samples"]
 """What a trainer knows beyond the released images, from the least to the most."""
@@ -66,6 +67,11 @@ class Defense(Component):
     leaves_range: ClassVar[bool] = False
     """Whether images that it trains on may leave [0, 1]."""
 
+    @property
+    def prepares_training_only(self) -> bool:
+        """Whether `prepare` changes training images in a way that test images are not changed."""
+        return self.replaces("prepare")
+
     def cost(self) -> float:
         """Time of a training step as a multiple of plain training."""
         return 1.0
@@ -83,6 +89,7 @@ class Defense(Component):
         said = {
             "another architecture": self.changes_architecture,
             "alters prediction": self.alters_prediction,
+            PREPARES: self.prepares_training_only,
         }
         return [words for words, holds in said.items() if holds]
 
@@ -94,9 +101,16 @@ class Defense(Component):
         """
         return recipe
 
-    def facts(self, recipe: Recipe, images: int) -> Mapping[str, float]:
-        """What can be said beforehand of a training on so many images, for the record."""
-        del recipe, images
+    def facts(self, recipe: Recipe, images: int, weights: int | None) -> Mapping[str, float]:
+        """What can be said beforehand of a training, for the record.
+
+        Args:
+            recipe: as adapted.
+            images: how many are trained on.
+            weights: parameters of the architecture's network; None where another defense makes
+                the network.
+        """
+        del recipe, images, weights
         return {}
 
     def check(self, train: ImageDataset) -> None:
@@ -178,6 +192,11 @@ class ImageFilter(Defense):
     def alters_prediction(self) -> bool:  # type: ignore[override]
         """Only where test images are filtered, too."""
         return self.test
+
+    @property
+    def prepares_training_only(self) -> bool:
+        """Only where test images stay as they are."""
+        return not self.test
 
     def replaces(self, hook: str) -> bool:
         """Where test images stay as they are, prediction is the network's."""

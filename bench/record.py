@@ -29,6 +29,8 @@ SHARES = ("final_test_acc", "peak_test_acc", "final_train_acc")
 """Fields that are accuracies, None where they are undefined."""
 CLEAN_PART = "clean-part"
 """The control of a partial protection: its victims are trained on the unprotected images alone."""
+PREPARES = "prepares training images only"
+"""In `defense_notes`, where test images, and images held out, are not prepared alike."""
 
 FIELDS: dict[str, tuple[type, ...]] = {
     # What was asked for. `identity` is the whole of it, and `key` its SHA-256.

@@ -68,6 +68,11 @@ class Stack(Joined[Defense], Defense):
         """Whether any part does."""
         return any(part.leaves_range for part in self.parts)
 
+    @property
+    def prepares_training_only(self) -> bool:
+        """Whether any part does."""
+        return any(part.prepares_training_only for part in self.parts)
+
     def cost(self) -> float:
         """What the parts add to a plain step, on the network of the part that makes one."""
         added = [part.cost() - 1 for part in self.parts if not part.replaces("build")]
@@ -88,7 +93,7 @@ class Stack(Joined[Defense], Defense):
             recipe = part.adapt(recipe)
         return recipe
 
-    def facts(self, recipe: Recipe, images: int) -> Mapping[str, float]:
+    def facts(self, recipe: Recipe, images: int, weights: int | None) -> Mapping[str, float]:
         """Those of a part that learns from the released images as they are.
 
         What is known of a defense by itself, such as a guarantee for each image, need not hold
@@ -96,7 +101,8 @@ class Stack(Joined[Defense], Defense):
         """
         changing = [p for p in self.parts if p.replaces("prepare") or p.replaces("batch")]
         told = [part for part in self.parts if all(other is part for other in changing)]
-        return {k: v for part in told for k, v in part.facts(recipe, images).items()}
+        weights = None if self.replaces("build") else weights
+        return {k: v for part in told for k, v in part.facts(recipe, images, weights).items()}
 
     def check(self, train: ImageDataset) -> None:
         """Every part by itself."""

@@ -421,7 +421,7 @@ def _check_facts(judge: Judge, defense: Defense) -> None:
     judge.demand(math.isfinite(cost) and cost > 0, f"cost is {cost}, not a positive number")
     tested = defense.prediction_cost()
     judge.demand(math.isfinite(tested) and tested > 0, f"prediction_cost is {tested}")
-    facts = dict(defense.facts(small_recipe(), 48))
+    facts = dict(defense.facts(small_recipe(), 48, 1000))
     numbers = all(isinstance(v, (int, float)) and math.isfinite(v) for v in facts.values())
     judge.demand(numbers, f"facts must be finite numbers, not {facts}")
     changed = defense.adapt(small_recipe()).departures(small_recipe()).keys()

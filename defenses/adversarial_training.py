@@ -21,6 +21,9 @@ perturbation's own bound, 8/255 or an l2 norm of 1, and gives no steps; for l2 t
 fifth of the radius. Beware of APBench's l2 variant: it takes the l∞ radius and step for l2 norms,
 so that the whole attack moves an image by .078 at most, and is all but plain training.
 
+Such training is slow. Where few epochs leave a clean victim under it far from what longer training
+reaches, that a protection takes nothing from the victim says only that little was learned yet.
+
 A pixel that another defense moved out of [0, 1], such as noise or a projection, may only return, so
 that behind those the ball is cut there.
 

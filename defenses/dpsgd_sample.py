@@ -95,8 +95,9 @@ class SampleGradientShaping(Defense):
         """As measured: a quarter ResNet-18, 64 images, fp32, one thread, 2.9 plain steps."""
         return 3.0
 
-    def facts(self, recipe: Recipe, images: int) -> Mapping[str, float]:
+    def facts(self, recipe: Recipe, images: int, weights: int | None) -> Mapping[str, float]:
         """The customary account; none without noise, where epsilon is infinite."""
+        del weights
         rate = min(recipe.batch_size / images, 1.0)
         steps = recipe.epochs * len(recipe.batches(images))
         delta = 10.0 ** -math.ceil(math.log10(images))

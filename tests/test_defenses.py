@@ -3,6 +3,8 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,11 @@ from bench.errors import UsageError
 from bench.mixing import covered, draw_weights
 from bench.network import Network
 from bench.pgd import at_rest
+from bench.recipe import Recipe
+from bench.record import read_all
 from bench.registry import DEFENSES
+from bench.reports.notes import defense_notes
+from bench.reports.summary import summarise
 from bench.seeding import stream
 from bench.testing import small_arch, small_splits, victim
 from defenses import gaussian_blur
@@ -34,6 +40,7 @@ from defenses.orthogonal_projection import OrthogonalProjection
 from defenses.orthogonal_regularization import OrthogonalRegularization
 from defenses.random_noise import RandomNoise
 from defenses.randomized_smoothing import RandomizedSmoothing
+from tests.test_runner import SMALL, go
 
 CLASSES = 4
 ROUND_OFF = 1e-6
@@ -412,6 +419,39 @@ class TestBatchGradientShaping:
         noise = self.gradient(ZeroLoss(clip=0.1, noise=0.01))
         both = self.gradient(BatchGradientShaping(clip=0.1, noise=0.01))
         torch.testing.assert_close(both, clipped + noise, rtol=0, atol=ROUND_OFF)
+
+    def test_its_length_is_told(self) -> None:
+        noise = self.gradient(ZeroLoss(clip=2.0, noise=0.005))
+        facts = BatchGradientShaping(clip=2.0, noise=0.005).facts(Recipe(), 50_000, len(noise))
+        assert facts["noise_length"] == pytest.approx(noise.norm().item(), rel=0.05)
+        full = BatchGradientShaping().facts(Recipe(), 50_000, 11_173_962)  # a whole ResNet-18
+        assert full == {"noise_length": pytest.approx(16.71, abs=0.01)}
+        assert BatchGradientShaping().facts(Recipe(), 50_000, None) == {}
+
+    @pytest.mark.parametrize(("limit", "told"), [(5.0, True), (16.0, True), (17.0, False)])
+    def test_so_is_a_recipe_that_shortens_it(self, limit: float, told: bool) -> None:
+        recipe = Recipe(clip_grad=limit)
+        facts = BatchGradientShaping().facts(recipe, 50_000, 11_173_962)
+        assert facts.get("clipped_again_at") == (limit if told else None)
+
+    def test_tables_say_it_for_the_width_that_was_trained(self, tmp_path: Path) -> None:
+        grid = replace(
+            SMALL,
+            methods="clean",
+            defenses="dpsgd-batch",
+            recipe=f"{SMALL.recipe.replace('epochs=3', 'epochs=1')},clip_grad=0.5",
+        )
+        outcome = go(tmp_path, grid)
+        assert not outcome.failed
+        (made,) = read_all(tmp_path / "results", notes=[])
+        facts = made["defense_facts"]
+        weights = small_arch().network(4, (16, 16), (0.5,) * 3, (0.2,) * 3, stream(0, "n"))
+        count = sum(weight.numel() for weight in weights.parameters())
+        assert facts["noise_length"] == pytest.approx(0.005 * math.sqrt(count))
+        assert facts["clipped_again_at"] == 0.5
+        (note,) = defense_notes(summarise([made])[0])
+        assert f"noise_length {facts['noise_length']:.4}" in note
+        assert "clipped_again_at 0.5" in note
 
     @pytest.mark.parametrize("clip", [0.01, 0.1, 100.0])
     def test_the_whole_gradient_is_clipped(self, clip: float) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bench.component import parse_one
+from bench.record import PREPARES
+from bench.registry import DEFENSES
 from bench.reports.detection import (
     ENOUGH,
     PARTLY_NOTE,
@@ -27,6 +30,7 @@ from bench.reports.plots import save_figure
 from bench.reports.report import write_report
 from bench.reports.summary import Summary, summarise
 from bench.reports.table import MISSING
+from bench.stack import build_defense
 from tests.invented import record
 from tests.test_reports import write_records
 
@@ -148,6 +152,34 @@ def test_clean_images_among_the_held_out_are_told(partly: dict) -> None:
     assert PARTLY_NOTE not in detection_table(summary(board())).notes
     some = [victim("clean", [0.5], [0.5], **partly), victim("sep", [0.7], [0.5], **partly)]
     assert any(PARTLY_NOTE in detection_table(made).notes for made in summarise(some))
+
+
+def test_unprepared_images_are_told_of_where_training_images_are_prepared() -> None:
+    gray = {"defense": "grayscale", "defense_label": "grayscale", "defense_notes": [PREPARES]}
+    records = [
+        *board(),
+        *(victim(m, [0.6], [0.5], seed=s, **gray) for m in ("clean", "sep") for s in (0, 1)),
+    ]
+    for make in (detection_table, early_stopping_table):
+        (note,) = (one for one in make(summary(records)).notes if "prepared" in one)
+        assert note.startswith("Under grayscale only training images")
+        assert not any("prepared" in one for one in make(summary(board())).notes)
+    drawn = roc_figures(summary(records))
+    said = {
+        name: "prepared" in " ".join(one.get_supxlabel().split()) for name, one in drawn.items()
+    }
+    assert said == {"none rn18 ×1/4": False, "grayscale rn18 ×1/4": True}
+
+
+def test_defenses_say_whether_they_prepare_training_images_only() -> None:
+    typed = {
+        **dict.fromkeys(("jpeg", "grayscale", "jpeg+mixup", "gaussian-blur:test=yes+jpeg"), True),
+        **dict.fromkeys(("none", "mixup", "grayscale:test=yes"), False),
+        "gaussian-blur:test=yes+mixup": False,
+    }
+    for text, prepares in typed.items():
+        notes = build_defense(parse_one(text, DEFENSES)).notes()
+        assert (PREPARES in notes) is prepares, text
 
 
 def test_seeds_and_architectures_are_samples_of_one_row() -> None:

@@ -405,7 +405,7 @@ class TestAccount:
     )
     def test_facts(self, images: int, delta: float) -> None:
         recipe = Recipe(epochs=3, batch_size=128)
-        facts = SampleGradientShaping(noise=1.0).facts(recipe, images)
+        facts = SampleGradientShaping(noise=1.0).facts(recipe, images, 10)
         assert facts.keys() == {"privacy_epsilon", "privacy_delta"}
         assert facts["privacy_delta"] == pytest.approx(delta, rel=1e-12)
         steps = 3 * -(-images // 128)
@@ -414,7 +414,7 @@ class TestAccount:
 
     @pytest.mark.parametrize("noise", [0.0, 1e-160])
     def test_nothing_is_said_of_infinity(self, noise: float) -> None:
-        assert SampleGradientShaping(noise=noise).facts(Recipe(), 5000) == {}
+        assert SampleGradientShaping(noise=noise).facts(Recipe(), 5000, 10) == {}
 
 
 @pytest.mark.parametrize("setting", ["clip=0", "noise=-1", "groups=0"])

@@ -512,8 +512,8 @@ def test_what_is_measured_of_networks_costs_next_to_nothing() -> None:
 @pytest.mark.parametrize("name", ["sep", "sep-fa", "sep-fa-vr"])
 def test_truncated_storage_is_that_of_the_released_code(name: str) -> None:
     """Float32 in [0, 1], steps that are no whole levels there, and bytes that are cut."""
-    made = method(f"{name}:checkpoints=2,steps=6,epsilon=3/255,quantize=truncate")
-    rounded = method(f"{name}:checkpoints=2,steps=6,epsilon=3/255")
+    text = f"{name}:checkpoints=2,steps=16" + (",inner_steps=3" if "vr" in name else "")
+    made, rounded = method(f"{text},quantize=truncate"), method(text)
     nets, clean = [network(0), network(1)], unit()
     crafting = job(nets)
     images = release(TINY, made.craft(crafting), crafting.mask, made.budget).images
@@ -521,15 +521,16 @@ def test_truncated_storage_is_that_of_the_released_code(name: str) -> None:
     change = images.int() - whole.int()
     assert set(change.unique().tolist()) <= {-1, 0}
     assert 0 < float((change < 0).double().mean()) < 0.2
-    assert int((images.int() - TINY.images.int()).min()) == -4  # a level beyond epsilon
+    # A level beyond epsilon, where images lost one at the lower end.
+    assert int((images.int() - TINY.images.int()).min()) in (-8, -9)
     assert made.budget == Budget("none")
     assert made.identity()["settings"]["quantize"] == "truncate"
     assert "quantize" not in rounded.identity()["settings"]
     if name == "sep":
         x, wanted = clean, (TINY.labels + 2) % 4
-        for _ in range(6):
+        for _ in range(16):
             g = sum(sep.CrossEntropy(net).gradient(x, wanted) for net in nets)
-            x = inside(x - torch.as_tensor(g).sign() / 255 * 1, clean, 3 / 255)
+            x = inside(x - torch.as_tensor(g).sign() / 255 * 1, clean, 8 / 255)
         assert np.array_equal(images.numpy(), (x.numpy() * 255).astype(np.uint8))
     with pytest.raises(UsageError, match="leave it out"):
         method("sep-l2:quantize=truncate")

@@ -228,9 +228,9 @@ def test_audit_says_what_methods_report_where_one_does() -> None:
     records = [
         record("ops", audit=AUDIT),
         record("sep", audit=crafted),
-        record("sep", audit=again, craft_seed=1, crafted_key="another"),
+        record("sep", audit=again, arch="vgg16", crafted_key="another"),
         record("ule", audit=AUDIT | {"rounds": 9}),
-        record("ule", audit=AUDIT | {"rounds": 11}, craft_seed=1, crafted_key="other"),
+        record("ule", audit=AUDIT | {"rounds": 11}, arch="vgg16", crafted_key="other"),
     ]
     table = audit_table(summary(records))
     shown = {line["method"]: line for line in table.cells.to_dict("records")}

@@ -23,6 +23,7 @@ from bench.stack import Stack, build_defense
 from bench.testing import ARCH, DATASET, RECIPE, check_defense, small_splits, victim
 from defenses.adversarial_training import AdversarialTraining
 from defenses.cutout import Cutout
+from defenses.dpsgd_batch import BatchGradientShaping
 from defenses.grayscale import Grayscale
 from defenses.mixup import Mixup
 from defenses.randomized_smoothing import RandomizedSmoothing
@@ -218,7 +219,7 @@ class Private(Defense):
 
     name: ClassVar[str] = "private"
 
-    def facts(self, recipe: Recipe, images: int) -> dict[str, float]:
+    def facts(self, recipe: Recipe, images: int, weights: int | None) -> dict[str, float]:
         return {"guarantee": images / recipe.batch_size}
 
     def backward(self, network: Network, images: Tensor, soft_labels: Tensor, step: Step) -> Tensor:
@@ -227,7 +228,13 @@ class Private(Defense):
 
 def test_a_guarantee_ends_where_another_part_changes_images() -> None:
     recipe = Recipe(batch_size=10)
-    assert Stack((Private(),)).facts(recipe, 100) == {"guarantee": 10}
-    assert Stack((Private(), RandomizedSmoothing())).facts(recipe, 100) == {}
-    assert Stack((Mixup(), Private())).facts(recipe, 100) == {}
-    assert Stack((Informed(), Private())).facts(recipe, 100) == {"guarantee": 10}
+    assert Stack((Private(),)).facts(recipe, 100, 10) == {"guarantee": 10}
+    assert Stack((Private(), RandomizedSmoothing())).facts(recipe, 100, 10) == {}
+    assert Stack((Mixup(), Private())).facts(recipe, 100, 10) == {}
+    assert Stack((Informed(), Private())).facts(recipe, 100, 10) == {"guarantee": 10}
+
+
+def test_the_size_of_a_network_is_unknown_where_another_part_makes_it() -> None:
+    shaping = BatchGradientShaping()
+    assert "noise_length" in Stack((shaping,)).facts(Recipe(), 100, 10)
+    assert Stack((Informed(), shaping)).facts(Recipe(), 100, 10) == {}

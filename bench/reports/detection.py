@@ -6,8 +6,10 @@ for which a trainer needs clean test images. The same curve, for which nothing c
 also tells when to stop.
 
 Held-out images are evaluated as they were released, like test images: what a defense does to
-training images before training (`prepare`) is not done to them. They are kept from training only
-where `--holdout` asks for it, since fewer training images would change every other number.
+training images before training (`prepare`) is not done to them. Prepared, they would differ from
+test images by the preparation, too, and clean victims would be under suspicion for it. They are
+kept from training only where `--holdout` asks for it, since fewer training images would change
+every other number.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.record import CONTROL
+from bench.record import CONTROL, PREPARES
 from bench.reports.cells import cell_names, defense_phrase, row_heads, row_names, verdict
 from bench.reports.flags import Flag, Number, flag_names, flags, flags_of_all, settle
 from bench.reports.notes import PEAK_NOTE, failures, known, over_seeds, scale, usual_seeds
@@ -44,6 +46,12 @@ AUC_NOTE = (
 PARTLY_NOTE = (
     "Not all images are protected, so some that were held out are clean, and dilute the suspicion: "
     "a trainer cannot tell them apart."
+)
+
+
+PREPARED_NOTE = (
+    "Under {defenses} only training images are prepared; those that were held out are evaluated as "
+    "they were released, as test images are."
 )
 
 
@@ -166,7 +174,11 @@ def detection_table(summary: Summary, *, train: bool = False) -> Table:
         cells=frame(heads, cells),
         lead=len(row_heads(summary)),
         step=len(columns) + 1,
-        notes=(DETECTOR_NOTE, AUC_NOTE, *_partly(summary), *marked, *_notes(summary, cells)),
+        notes=(
+            *(DETECTOR_NOTE, AUC_NOTE),
+            *(*_partly(summary), *_prepared(summary)),
+            *(*marked, *_notes(summary, cells)),
+        ),
         numbers=machine(numbers),
     )
 
@@ -175,6 +187,22 @@ def _partly(summary: Summary) -> list[str]:
     """That held-out images are protected only in part, where they are."""
     context = summary.context
     return [PARTLY_NOTE] * (context.poison_ratio != 1 or bool(context.protected_classes))
+
+
+def _prepared(summary: Summary, only: tuple[str, str] | None = None) -> list[str]:
+    """That held-out images are not prepared as training images are, where those are.
+
+    Args:
+        summary: of one context.
+        only: the defense that is shown, as in `Summary.defenses`; all if left out.
+    """
+    found = {
+        summary.defense_of(row)
+        for (row, _), group in summary.groups.items()
+        if any(PREPARES in one.get("defense_notes", ()) for one in group.done)
+    }
+    labels = [one[1] for one in summary.defenses if one in found and only in (None, one)]
+    return [PREPARED_NOTE.format(defenses=", ".join(labels))] if labels else []
 
 
 def _doubts(summary: Summary, row: Row, *, controls: bool = False) -> list[Flag]:
@@ -260,7 +288,10 @@ def early_stopping_table(summary: Summary) -> Table:
         cells=frame(heads, cells),
         lead=len(names),
         step=6,
-        notes=(PEAK_NOTE, *_thinned(summary), *marked, *_notes(summary, cells)),
+        notes=(
+            *(PEAK_NOTE, *_thinned(summary), *_prepared(summary)),
+            *(*marked, *_notes(summary, cells)),
+        ),
         numbers=machine(numbers),
     )
 
@@ -373,12 +404,17 @@ def roc_figures(summary: Summary) -> dict[str, Figure]:
             methods = {f"all {len(methods)} methods": together, **enough}
         title = defense_phrase(summary, (name, label))
         place = f"{label} {column}"
-        figures[place] = _roc_figure(summary, methods, controls, f"{title} · {column}")
+        notes = [DETECTOR_NOTE, *_prepared(summary, (name, label))]
+        figures[place] = _roc_figure(summary, methods, controls, f"{title} · {column}", notes)
     return figures
 
 
 def _roc_figure(
-    summary: Summary, curves: dict[str, list[float]], controls: list[float], title: str
+    summary: Summary,
+    curves: dict[str, list[float]],
+    controls: list[float],
+    title: str,
+    notes: Sequence[str],
 ) -> Figure:
     from matplotlib.figure import Figure
 
@@ -397,12 +433,12 @@ def _roc_figure(
             axes.legend(loc="lower right", frameon=False, fontsize=7)
         else:
             figure.legend(loc="outside right upper", frameon=False, fontsize=7)
-        notes = [
+        said = [
             "Suspicion: accuracy on held-out released images minus that on clean test images.",
-            DETECTOR_NOTE,
+            *notes,
             f"n = {len(controls)} victims of {CONTROL}; dotted: guessing.",
         ]
-        entitle(figure, summary, f"detection · {title}", notes)
+        entitle(figure, summary, f"detection · {title}", said)
     return figure
 
 

@@ -454,7 +454,7 @@ class Workshop:
             "side_information": cell.defense.side_information,
             "defense_deviations": cell.defense.deviations(),
             "defense_notes": list(cell.defense.notes()),
-            "defense_facts": {} if failed else dict(cell.defense.facts(cell.trained_by, learned)),
+            "defense_facts": {} if failed else self._defense_facts(cell, learned),
             "arch": cell.arch.name,
             "arch_label": cell.labels["arch"],
             "arch_notes": cell.arch.notes(data.train.image_size),
@@ -475,6 +475,11 @@ class Workshop:
             "seed": cell.seed,
             "craft_seed": cell.crafting.seed,
         }
+
+
+    def _defense_facts(self, cell: Cell, images: int) -> dict[str, float]:
+        weights = round(self._cost.of(cell.arch).parameters)
+        return dict(cell.defense.facts(cell.trained_by, images, weights))
 
 
 class Clock:
