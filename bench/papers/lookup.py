@@ -37,7 +37,7 @@ from bench.registry import METHODS
 from bench.reports.cells import last_line, not_run, verdict
 from bench.reports.claims import half_width
 from bench.reports.flags import GRAVE, Flag, flags
-from bench.reports.summary import PAPER_WIDTH, Group, Record, Spread
+from bench.reports.summary import PAPER_WIDTH, Group, Record, Spread, with_evidence
 from bench.reports.table import MISSING
 
 SECONDS = "crafting_seconds"
@@ -281,7 +281,7 @@ def look_up(
     recipe = (scale.expansion.recipe.name, scale.expansion.recipe.settings())
     kept = [
         one
-        for one in records
+        for one in with_evidence(records)
         if (one["recipe"], one["recipe_settings"]) == recipe and one["holdout"] == 0
     ]
     known: dict[Place, dict[int, list[Record]]] = {}

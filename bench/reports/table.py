@@ -191,6 +191,8 @@ _LATEX = str.maketrans(
         "‡": r"$\ddagger$",
         "‖": r"$\Vert$",
         "◊": r"$\diamond$",
+        "¬": r"$\neg$",
+        "≤": r"$\leq$",
         "≠": r"$\neq$",
         "↑": r"$\uparrow$",
         "⊂": r"$\subset$",
