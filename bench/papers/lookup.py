@@ -282,7 +282,9 @@ def look_up(
     kept = [
         one
         for one in with_evidence(records)
-        if (one["recipe"], one["recipe_settings"]) == recipe and one["holdout"] == 0
+        if (one["recipe"], one["recipe_settings"]) == recipe
+        and one["holdout"] == 0
+        and not one.get("crafting_recipe")
     ]
     known: dict[Place, dict[int, list[Record]]] = {}
 

@@ -17,7 +17,7 @@ from bench.errors import UsageError
 from bench.recipe import PUBLISHED
 from bench.record import CONTROL
 from bench.reports.summary import CONTROLS as CONTROL_METHODS
-from bench.reports.summary import LONGER_ACC, NOISE_FOLLOWED, OTHER_SET, Group, Record
+from bench.reports.summary import LONGER_ACC, NOISE_FOLLOWED, OTHER_SET, Group, Record, summarise
 
 LOW_TRAIN = 0.5
 """The control counts as badly trained when its train accuracy is below this."""
@@ -280,6 +280,17 @@ def is_unlearned(record: Record, control: Group) -> bool:
         and followed <= most + 1e-9
         and not lifted
     )
+
+
+def unlearned(records: Iterable[Record]) -> list[str]:
+    """Keys of the records of a results folder whose victims have not learned the shortcut."""
+    return [
+        one["key"]
+        for summary in summarise(records)
+        for (row, column), group in summary.groups.items()
+        for one in group.done
+        if is_unlearned(one, summary.control(row, column))
+    ]
 
 
 def is_broken(record: Record) -> bool:

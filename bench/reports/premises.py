@@ -58,8 +58,8 @@ def premises_table(summary: Summary) -> Table:
     # What nothing is known of has no column.
     known = [i for i in range(len(heads)) if i < 4 or any(line[i] != MISSING for line in texts)]
     caption = (
-        "Premises: accuracy in percent on released training images and on clean test images without "
-        f"a defense, {over_seeds(usual_seeds(summary))}; and what the sets were crafted with."
+        "Premises: accuracy in percent on released training images and on clean test images, "
+        f"without a defense, {over_seeds(usual_seeds(summary))}; and what sets were crafted with."
     )
     return Table(
         name="premises",

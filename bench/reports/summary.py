@@ -59,6 +59,8 @@ class Context:
     craft_seed: int
     protected_classes: tuple[int, ...] = ()
     """The only classes that are protected; none stand for all."""
+    crafting_recipe: str = ""
+    """The recipe that crafted sets are of; empty for the same as the victims'."""
 
     @classmethod
     def of(cls, record: Record) -> Context:
@@ -77,7 +79,9 @@ class Context:
     @property
     def training(self) -> Context:
         """The part that matters to the control, which is not crafted and has nothing to mix."""
-        return replace(self, poison_ratio=1.0, craft_seed=0, protected_classes=())
+        return replace(
+            self, poison_ratio=1.0, craft_seed=0, protected_classes=(), crafting_recipe=""
+        )
 
     @property
     def slug(self) -> str:
@@ -88,9 +92,11 @@ class Context:
         parts += [f"classes{classes}"] if classes else []
         parts += [f"holdout{self.holdout}"] if self.holdout else []
         parts += [f"craft{self.craft_seed}"] if self.craft_seed else []
-        # Classes were added later: without them a context keeps its file names.
+        parts += [f"by-{self.crafting_recipe}"] if self.crafting_recipe else []
+        # These were added later: without them a context keeps its file names.
         told = {name: getattr(self, name) for name in self.__dataclass_fields__}
         told |= {} if classes else {"protected_classes": None}
+        told |= {} if self.crafting_recipe else {"crafting_recipe": None}
         said = ", ".join(f"{k}={v!r}" for k, v in told.items() if v is not None)
         digest = hashlib.sha256(f"Context({said})".encode()).hexdigest()[:6]
         return f"{slugify('-'.join(map(str, parts)))}-{digest}"

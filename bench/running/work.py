@@ -471,6 +471,7 @@ class Workshop:
             "precision": cell.precision,
             "poison_ratio": cell.crafting.poison_ratio,
             **({"protected_classes": list(classes)} if classes is not None else {}),
+            **({"crafting_recipe": cell.crafted_by} if cell.crafted_by else {}),
             "holdout": cell.holdout,
             "seed": cell.seed,
             "craft_seed": cell.crafting.seed,
