@@ -77,8 +77,8 @@ BOUND_NOTE = (
     f"({UNLEARNED.mark}); trained for longer they may be lower."
 )
 UNLEARNED_NOTE = (
-    f"{MISSING}{UNLEARNED.mark}: no rank and no worst case: without that choice of a defense "
-    "victims have not learned the shortcut."
+    f"{MISSING}{UNLEARNED.mark}: no rank and no worst case: victims of the first column of numbers "
+    "have not learned the shortcut."
 )
 CHANGE_NOTE = (
     f"rank: 1 is the lowest accuracy, the best protection; {CONTROL} and other controls have none. "
@@ -386,7 +386,8 @@ def ranking_table(summary: Summary) -> Table:
         f"{'without defense' if first == 'none' else f'under {first}'}, and against a trainer who "
         f"chooses among {len(board.chosen_from)} defenses."
     )
-    notes = [CHANGE_NOTE, INTERVAL_NOTE, BIAS_NOTE, PLAIN_NOTE.format(title=title)]
+    several = any(one["plain_rank_low"] is not None for one in numbers)
+    notes = [CHANGE_NOTE, *[INTERVAL_NOTE] * several, BIAS_NOTE, PLAIN_NOTE.format(title=title)]
     notes += [UNRANKED_NOTE] * any(UNRANKED in cell for line in texts for cell in line)
     notes += [UNLEARNED_NOTE] * any(board.unlearned(line) for line in board.lines)
     return Table(
