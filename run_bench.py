@@ -158,6 +158,12 @@ def parser() -> argparse.ArgumentParser:
         help="also train on the unprotected images alone",
     )
     add("--paper", metavar="LIST", help="published tables and figures: sep:table4,fig3, cuda:all")
+    add(
+        "--confirm",
+        action="store_true",
+        help="also train recorded cells of the grid that have not learned the shortcut (marked ¬) "
+        "for twice the epochs, on the same crafted sets",
+    )
     add("--holdout", metavar="N", help="released images kept from training and evaluated (0)")
     add("--config", metavar="FILE", help="TOML file that sets these options by their names")
     how = made.add_argument_group("how to run it")
@@ -243,9 +249,10 @@ def session_of(options: dict[str, Any], typed: dict[str, Any]) -> Session:
         device=str(options["device"]),
     )
     limit = options["time_limit"]
+    results = _folder(options["results_dir"])
     return Session(
         grid,
-        results=_folder(options["results_dir"]),
+        results=results,
         store=_folder(options["store"]),
         data=_folder(options["data_dir"]),
         download=not typed["offline"],
@@ -253,7 +260,16 @@ def session_of(options: dict[str, Any], typed: dict[str, Any]) -> Session:
         jobs_per_gpu=_count("--jobs-per-gpu", options["jobs_per_gpu"]) or 1,
         memory=None if options["memory"] is None else memory(str(options["memory"])),
         deadline=None if limit is None else time.time() + seconds(str(limit)),
+        longer=_unlearned(results) if typed["confirm"] else (),
     )
+
+
+def _unlearned(results: Path) -> tuple[str, ...]:
+    """Keys of recorded cells whose victims have not learned the shortcut."""
+    from bench import record
+    from bench.reports.flags import unlearned
+
+    return tuple(unlearned(record.read_all(results, notes=[])))
 
 
 def run_grid(session: Session, options: dict[str, Any], typed: dict[str, Any]) -> int:
@@ -294,6 +310,8 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
             raise UsageError(
                 f"--{name.replace('_', '-')} comes from the table; leave it out, or --paper"
             )
+    if typed["confirm"]:
+        raise UsageError("--confirm goes with a grid; name its methods and defenses, not --paper")
     session = session_of(options, typed)
     workers = _count("--workers", options["workers"])
     threads = _count("--threads", options["threads"])

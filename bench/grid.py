@@ -289,6 +289,8 @@ class Cell:
     """How tables call `method`, `defense`, `arch`, `recipe` and `dataset`."""
     joins: bool = False
     """Whether a single image left over joins the last batch of every epoch."""
+    crafted_by: str = ""
+    """The label of the recipe that the crafted set is of, where it is not the victim's."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -310,6 +312,13 @@ class Cell:
     def key(self) -> str:
         """SHA-256 of the identity."""
         return key_of(self.identity)
+
+    def longer(self) -> Cell:
+        """The same cell, with the very same crafted set, trained for twice the epochs."""
+        recipe = dataclasses.replace(self.recipe, epochs=2 * self.recipe.epochs)
+        labels = {**self.labels, "recipe": canonical(recipe, RECIPES)}
+        crafted_by = self.labels["recipe"]
+        return dataclasses.replace(self, recipe=recipe, labels=labels, crafted_by=crafted_by)
 
     @property
     def trained_by(self) -> Recipe:

@@ -103,6 +103,7 @@ ADDED: dict[str, Any] = {"training": {}}
 
 LATER_FIELDS: dict[str, tuple[type, ...]] = {
     "protected_classes": (list,),
+    "crafting_recipe": (str,),
     "shortcut": (dict, type(None)),
     "side_information": (str,),
     "defense_deviations": (dict,),
@@ -113,6 +114,8 @@ LATER_FIELDS: dict[str, tuple[type, ...]] = {
 """Fields that records of before do not have.
 
 `protected_classes` are the indices of the only classes that are protected, where not all are.
+`crafting_recipe` is the label of the recipe that the crafted set is of, where it is not the
+victim's: surrogates that follow it were trained for other epochs than the victim.
 `shortcut` is measured on the test images of the curve: accuracy where each carries its own class's
 perturbation (`own_acc`), accuracy where it carries that of the next protected class (`next_acc`),
 and the share of the latter that is taken for that class (`next_followed`); None where there is

@@ -37,9 +37,10 @@ ROOMS = {
     "reports": [
         {"summary"},
         {"flags"},
-        {"table"},
+        {"table", "ranks"},
         {"cells"},
         {"notes"},
+        {"premises"},
         {"tables"},
         {"claims", "axes", "class_tables", "defense_tables", "plots"},
         {"axis_plots", "thumbnails", "heatmap", "detection"},

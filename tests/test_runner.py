@@ -1,8 +1,10 @@
 """The whole path on a small synthetic set: records, resuming, sharing, failing."""
 
+import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +24,9 @@ from bench.files import write_text
 from bench.grid import Cell
 from bench.network import Arch
 from bench.registry import METHODS, ROOT, load_plugin
+from bench.reports.summary import LONGER_ACC, summarise
 from bench.running.plan import Job
-from bench.running.runner import Outcome
+from bench.running.runner import Outcome, run_session
 from bench.running.session import Session
 from bench.running.work import Workshop
 from bench.train import Training
@@ -110,6 +113,26 @@ def test_running_again_does_nothing(finished: Path) -> None:
     before = [file.stat().st_mtime_ns for file in files]
     go(finished)
     assert [file.stat().st_mtime_ns for file in files] == before
+
+
+def test_cells_are_trained_longer_on_the_very_same_crafted_set(finished: Path, tmp_path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (sep,) = (one for one in records.read_all(tmp_path / "results") if one["method"] == "sep")
+    session = Session(SMALL, tmp_path / "results", tmp_path / "store", longer=(sep["key"],))
+    run_session(Session.from_json(session.to_json()), 1, 1, io.StringIO())
+    found = list(records.read_all(tmp_path / "results"))
+    (more,) = (one for one in found if one["recipe_settings"]["epochs"] == 6)
+    assert len(found) == 5
+    assert len(more["curve"]) == 6
+    assert more["crafted_key"] == sep["crafted_key"]
+    assert more["identity"]["crafted"] == sep["identity"]["crafted"]
+    assert more["crafting_recipe"] == sep["recipe_label"] != more["recipe_label"]
+    assert "crafting_recipe" not in sep
+    usual, longer = sorted(summarise(found), key=lambda one: one.context.settings["epochs"])
+    assert [len(one.records) for one in (usual, longer)] == [4, 1]
+    told = {one["method"]: one.get(LONGER_ACC) for one in usual.records}
+    assert told.pop("sep") == more["final_test_acc"]
+    assert set(told.values()) == {None}
 
 
 def test_two_runs_agree_exactly(finished: Path, tmp_path: Path) -> None:

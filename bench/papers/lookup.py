@@ -40,7 +40,7 @@ from bench.reports.cells import last_line, not_run, verdict
 from bench.reports.claims import CONFIDENCE, DOUBTFUL, DUST, half_width
 from bench.reports.flags import GRAVE, Flag, flags
 from bench.reports.notes import crafting_text
-from bench.reports.summary import PAPER_WIDTH, Group, Record, Spread
+from bench.reports.summary import PAPER_WIDTH, Group, Record, Spread, with_evidence
 from bench.reports.table import MISSING
 
 AGREES, DIFFERS, NAMED, UNDECIDED = "agrees", "differs", "differs, named", "undecided"
@@ -309,8 +309,10 @@ def look_up(
     recipe = (scale.expansion.recipe.name, scale.expansion.recipe.settings())
     kept = [
         one
-        for one in records
-        if (one["recipe"], one["recipe_settings"]) == recipe and one["holdout"] == 0
+        for one in with_evidence(records)
+        if (one["recipe"], one["recipe_settings"]) == recipe
+        and one["holdout"] == 0
+        and not one.get("crafting_recipe")
     ]
     known: dict[Place, dict[CraftSeed, list[Record]]] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.errors import NOT_RUN
@@ -76,6 +77,23 @@ def drop_cell(row: Row, group: Group, control: Group) -> str | Number:
         return "" if row.method == CONTROL else MISSING
     doubts = flags_of_all([(group, control), (control, control)], drop.n)
     return Number(decimals(in_percent(drop.mean), 1), doubts)
+
+
+def peak_of(record: Record) -> Mapping[str, Any] | None:
+    """The row of the curve with the highest test accuracy, the earliest of equals, if any."""
+    tested = [row for row in record["curve"] if row.get("test_acc") is not None]
+    return max(tested, key=lambda row: (row["test_acc"], -row["epoch"]), default=None)
+
+
+def peak_epochs(group: Group) -> list[int]:
+    """After which epoch each victim was at its best."""
+    return [peak["epoch"] for record in group.done if (peak := peak_of(record))]
+
+
+def first_to_last(epochs: Iterable[int]) -> str:
+    """The range of some epochs."""
+    found = sorted(set(epochs))
+    return "–".join(map(str, dict.fromkeys(found[:1] + found[-1:]))) or MISSING
 
 
 def separability_of(group: Group) -> Spread:

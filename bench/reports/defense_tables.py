@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.record import CONTROL
 from bench.reports.cells import accuracy, cell_names, defense_head, verdict
-from bench.reports.flags import Flag, Number, flag_names, flags, flags_of_all, settle
+from bench.reports.flags import UNLEARNED, Flag, Number, flag_names, flags, flags_of_all, settle
 from bench.reports.notes import (
     chance,
     defense_notes,
@@ -26,6 +26,7 @@ from bench.reports.notes import (
     scale,
     usual_seeds,
 )
+from bench.reports.ranks import INTERVAL, Rank, ranks
 from bench.reports.summary import CONTROLS, NOTHING, Column, Group, Row, Spread, Summary
 from bench.reports.table import MISSING, Table, frame, hundredths, machine, percent
 from bench.worst_case import WorstCase, title_of, worst_case
@@ -33,13 +34,15 @@ from bench.worst_case import WorstCase, title_of, worst_case
 Name = tuple[str, str]
 """A defense by its name and its label, as in `Summary.defenses`."""
 
-ONE_SEED, LEFT_OUT, UNRANKED = "↑", "⊂", "‖"
+ONE_SEED, LEFT_OUT, UNRANKED, BOUND = "↑", "⊂", "‖", "≤"
 """Marks that are no doubts about victims; none of them is a flag's."""
 AT_MOST = "at most"
 NEAR_CHANCE = 0.1
 """A ceiling that lies this near to chance leaves nothing to be recovered."""
 
-COUNTS = ("by_seeds", "compared", "plain_rank", "worst_rank", "change")
+COUNTS = ("by_seeds", "compared", "change")
+COUNTS += ("plain_rank", "plain_rank_low", "plain_rank_high")
+COUNTS += ("worst_rank", "worst_rank_low", "worst_rank_high")
 """Columns of whole numbers that some rows lack."""
 
 ESTIMATOR_NOTE = (
@@ -61,6 +64,22 @@ SHARE_NOTE = (
     "be the highest share."
 )
 ONE_SEED_NOTE = f"{ONE_SEED}: chosen and reported on one seed: flatters the trainer."
+INTERVAL_NOTE = (
+    f"In brackets the ranks that {100 * INTERVAL:.0f} % of draws give where every method draws its "
+    "seeds (in the worst case, their scores) anew, with repetition; few seeds make them narrow."
+)
+BIAS_NOTE = (
+    "The worst case is the further below the best defense, the more the seeds of a method differ, "
+    f"which favours a method of great spread: compare {AT_MOST}, too."
+)
+BOUND_NOTE = (
+    f"{BOUND}: at most this: it rests on victims that have not learned the shortcut "
+    f"({UNLEARNED.mark}); trained for longer they may be lower."
+)
+UNLEARNED_NOTE = (
+    f"{MISSING}{UNLEARNED.mark}: no rank and no worst case: victims of the first column of numbers "
+    "have not learned the shortcut."
+)
 CHANGE_NOTE = (
     f"rank: 1 is the lowest accuracy, the best protection; {CONTROL} and other controls have none. "
     "change: places gained (+) or lost (−) once the trainer may choose the defense. Near values "
@@ -200,6 +219,10 @@ class Board:
         chosen = [(line.group(name), line.control(name)) for name in set(worst.chosen.values())]
         return flags_of_all(chosen, len(worst.scores))
 
+    def unlearned(self, line: Line) -> bool:
+        """Whether plain training, or what stands in its place, has not learned the shortcut."""
+        return UNLEARNED in flags(_plain(self, line), line.control(self.compared[0]))
+
     def marks(self, worst: WorstCase[Name]) -> str:
         """Of a worst case: chosen and reported on one seed, or not over all defenses."""
         return ONE_SEED * worst.flatters + LEFT_OUT * bool(worst.left_out)
@@ -333,11 +356,14 @@ def ranking_table(summary: Summary) -> Table:
         there = [line for line in board.lines if line.column == column]
         places, plain = _ranked(board, there), board.compared[0]
         for line in sorted(there, key=lambda line: _place_of(line, places)):
-            worst = board.worst(line)
             before, after = places.get(line.label, (None, None))
-            text, chosen = _worst_cells(board, line, worst)
-            group = _plain(board, line)
+            worst, group = board.worst(line), _plain(board, line)
             none = MISSING + UNRANKED * (worst is not None and bool(group.done))
+            text, chosen = _worst_cells(board, line, worst)
+            highest = _at_most(line, worst)
+            if board.unlearned(line):
+                worst, chosen = None, ""
+                none = text = highest = MISSING + UNLEARNED.mark
             none = "" if line.first.method in CONTROLS else none
             lines.append(
                 [
@@ -345,9 +371,9 @@ def ranking_table(summary: Summary) -> Table:
                     accuracy(group, line.control(plain), board.usual),
                     none if before is None else str(before),
                     text,
+                    highest,
                     none if after is None else str(after),
                     _change(before, after),
-                    _at_most(line, worst),
                     chosen,
                 ]
             )
@@ -360,13 +386,15 @@ def ranking_table(summary: Summary) -> Table:
         f"{'without defense' if first == 'none' else f'under {first}'}, and against a trainer who "
         f"chooses among {len(board.chosen_from)} defenses."
     )
-    notes = [CHANGE_NOTE, PLAIN_NOTE.format(title=title)]
+    several = any(one["plain_rank_low"] is not None for one in numbers)
+    notes = [CHANGE_NOTE, *[INTERVAL_NOTE] * several, BIAS_NOTE, PLAIN_NOTE.format(title=title)]
     notes += [UNRANKED_NOTE] * any(UNRANKED in cell for line in texts for cell in line)
+    notes += [UNLEARNED_NOTE] * any(board.unlearned(line) for line in board.lines)
     return Table(
         name="ranking",
         caption=(caption, *scale(summary)),
         cells=frame(
-            [*_heads(board), title, "rank", board.title, "rank", "change", AT_MOST, "by"],
+            [*_heads(board), title, "rank", board.title, AT_MOST, "rank", "change", "by"],
             texts,
         ),
         lead=len(_heads(board)),
@@ -376,43 +404,42 @@ def ranking_table(summary: Summary) -> Table:
     )
 
 
-def _place_of(line: Line, places: Mapping[str, tuple[int, int]]) -> tuple[float, ...]:
+def _place_of(line: Line, places: Mapping[str, tuple[Rank, Rank]]) -> tuple[float, ...]:
     """Controls first, in their order; then by rank in the worst case; the unranked last."""
     if line.first.method in CONTROLS:
         return 0, CONTROLS.index(line.first.method), 0
-    before, after = places.get(line.label, (math.inf, math.inf))
-    return 1, after, before
+    if line.label not in places:
+        return 1, math.inf, math.inf
+    before, after = places[line.label]
+    return 1, after.place, before.place
 
 
-def _ranked(board: Board, lines: Iterable[Line]) -> dict[str, tuple[int, int]]:
+def _ranked(board: Board, lines: Iterable[Line]) -> dict[str, tuple[Rank, Rank]]:
     """By label the ranks under plain training and in the worst case, of methods that have both.
 
     More defenses to choose from raise the worst case, and fewer seeds to choose on lower it: only
     those are ranked that have the most frequent defenses and number of seeds, of equally frequent
-    ones the most.
+    ones the most. Where plain victims have not learned the shortcut there is nothing to rank.
     """
     found = {}
     for line in lines:
-        plain, worst = _plain(board, line), board.worst(line)
-        if line.first.method not in CONTROLS and plain.done and worst is not None:
-            means = plain.spread("final_test_acc").mean, Spread.of(worst.scores.values()).mean
-            found[line.label] = (worst.compared, len(worst.scores)), means
+        plain, worst = _accuracies(_plain(board, line)), board.worst(line)
+        protected = line.first.method not in CONTROLS and not board.unlearned(line)
+        if protected and plain and worst is not None:
+            scores = list(plain.values()), list(worst.scores.values())
+            found[line.label] = (worst.compared, len(worst.scores)), scores
     bases = Counter(basis for basis, _ in found.values())
     usual = max(bases, key=lambda b: (bases[b], len(b[0]), b[1]), default=None)
-    values = {label: means for label, (basis, means) in found.items() if basis == usual}
-    plain, worst = ([pair[place] for pair in values.values()] for place in (0, 1))
-    return {label: (_rank(p, plain), _rank(w, worst)) for label, (p, w) in values.items()}
+    same = {label: scores for label, (basis, scores) in found.items() if basis == usual}
+    plain, worst = (ranks({name: pair[of] for name, pair in same.items()}) for of in (0, 1))
+    return {label: (plain[label], worst[label]) for label in same}
 
 
-def _rank(own: float, values: Iterable[float]) -> int:
-    """One more than there are lower ones; equals share a rank."""
-    return 1 + sum(value < own - 1e-9 for value in values)
-
-
-def _change(before: int | None, after: int | None) -> str:
+def _change(before: Rank | None, after: Rank | None) -> str:
     if before is None or after is None:
         return ""
-    return f"{before - after:+d}".replace("-", "−") if before != after else "0"
+    gained = before.place - after.place
+    return f"{gained:+d}".replace("-", "−") if gained else "0"
 
 
 def _plain(board: Board, line: Line) -> Group:
@@ -461,7 +488,8 @@ def _worst_cells(
     if not spread.n:
         return [MISSING, board.by(worst)]
     number = f" n={len(worst.scores)}" if len(worst.scores) != board.usual else ""
-    return [Number(percent(spread), doubts, board.marks(worst) + number), board.by(worst)]
+    bound = f"{BOUND} " if UNLEARNED in doubts else ""
+    return [Number(bound + percent(spread), doubts, board.marks(worst) + number), board.by(worst)]
 
 
 def _share_doubts(line: Line, defenses: Iterable[Name], share: Spread) -> list[Flag]:
@@ -503,8 +531,8 @@ def _notes(
         yield note.format(title=board.title)
         if AT_MOST in more:
             yield AT_MOST_NOTE
-        if any(ONE_SEED in cell for line in lines for cell in line):
-            yield ONE_SEED_NOTE
+        told = {ONE_SEED: ONE_SEED_NOTE, BOUND: BOUND_NOTE}
+        yield from (n for m, n in told.items() if any(m in c for line in lines for c in line))
         yield from board.left_out(board.lines)
     heads = [[defense_head(board.summary, name) for name in board.summary.defenses]]
     yield from known(board.summary, heads, ", and is not in the worst case")
@@ -581,8 +609,8 @@ def _ranking_numbers(
     board: Board,
     line: Line,
     worst: WorstCase[Name] | None,
-    before: int | None,
-    after: int | None,
+    before: Rank | None,
+    after: Rank | None,
 ) -> dict[str, Any]:
     names = cell_names(board.summary, line.first, line.column)
     spread = Spread.of([] if worst is None else worst.scores.values())
@@ -590,22 +618,28 @@ def _ranking_numbers(
     plain = group.spread("final_test_acc")
     choice = {} if worst is None else _choice(worst)
     doubts = [] if worst is None else board.doubts(line, worst)
+    doubts = [UNLEARNED] if board.unlearned(line) else doubts
     return {
         **{key: value for key, value in names.items() if key != "defense"},
         "plain": board.compared[0][1],
         **hundredths("plain_percent", plain),
         "plain_n": plain.n,
         "plain_flags": flag_names(flags(group, control)),
-        "plain_rank": before,
+        **_rank_numbers("plain_rank", before),
         "worst": board.title,
         **hundredths("worst_percent", spread),
         "worst_n": spread.n,
         "worst_flags": flag_names(doubts),
-        "worst_rank": after,
-        "change": None if before is None or after is None else before - after,
+        **_rank_numbers("worst_rank", after),
+        "change": None if before is None or after is None else before.place - after.place,
         "at_most_percent": None if worst is None else round(100 * worst.highest, 4),
         **choice,
     }
+
+
+def _rank_numbers(name: str, rank: Rank | None) -> dict[str, int | None]:
+    place, low, high = rank or (None, None, None)
+    return {name: place, f"{name}_low": low, f"{name}_high": high}
 
 
 def _worst_names(board: Board, line: Line, worst: WorstCase[Name]) -> dict[str, Any]:

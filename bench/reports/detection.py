@@ -20,7 +20,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.record import CONTROL, PREPARES
-from bench.reports.cells import cell_names, defense_phrase, row_heads, row_names, verdict
+from bench.reports.cells import (
+    cell_names,
+    defense_phrase,
+    first_to_last,
+    peak_of,
+    row_heads,
+    row_names,
+    verdict,
+)
 from bench.reports.flags import Flag, Number, flag_names, flags, flags_of_all, settle
 from bench.reports.notes import PEAK_NOTE, failures, known, over_seeds, scale, usual_seeds
 from bench.reports.plots import GREY, Style, brief, entitle, nth_style, plain_style
@@ -247,10 +255,10 @@ class Stop:
         """From a record; None where epochs were not evaluated on held-out images."""
         tested = [p for p in record["curve"] if p.get("test_acc") is not None]
         held = [p for p in tested if p.get("holdout_acc") is not None]
-        if not held or record["final_test_acc"] is None:
+        top = peak_of(record)
+        if not held or top is None or record["final_test_acc"] is None:
             return None
         pick = max(held, key=lambda p: (p["holdout_acc"], -p["epoch"]))
-        top = max(tested, key=lambda p: (p["test_acc"], -p["epoch"]))
         return cls(
             last=record["final_test_acc"],
             epoch=pick["epoch"],
@@ -302,9 +310,9 @@ def _stop_cells(stops: Sequence[Stop], group: Group, doubts: Sequence[Flag]) -> 
     return [
         Number(percent(Spread.of(stop.last for stop in stops)), doubts),
         Number(percent(Spread.of(stop.picked for stop in stops)), doubts),
-        _range(stop.epoch for stop in stops),
+        first_to_last(stop.epoch for stop in stops),
         Number(percent(Spread.of(stop.peak for stop in stops)), doubts),
-        _range(stop.best for stop in stops),
+        first_to_last(stop.best for stop in stops),
         str(len(stops)),
     ]
 
@@ -323,11 +331,6 @@ def _stop_numbers(
         "peak_epoch": Spread.of(stop.best for stop in stops).mean,
         "flags": flag_names(doubts),
     }
-
-
-def _range(epochs: Iterable[int]) -> str:
-    least, *others = sorted(set(epochs))
-    return f"{least}–{others[-1]}" if others else str(least)
 
 
 def _thinned(summary: Summary) -> list[str]:

@@ -16,7 +16,16 @@ from pathlib import Path
 from bench.errors import UsageError
 from bench.recipe import PUBLISHED
 from bench.record import CONTROL
-from bench.reports.summary import OTHER_SET, Group, Record, version_of_recipe
+from bench.reports.summary import CONTROLS as CONTROL_METHODS
+from bench.reports.summary import (
+    LONGER_ACC,
+    NOISE_FOLLOWED,
+    OTHER_SET,
+    Group,
+    Record,
+    summarise,
+    version_of_recipe,
+)
 
 LOW_TRAIN = 0.5
 """The control counts as badly trained when its train accuracy is below this."""
@@ -33,6 +42,15 @@ UNFAIR = 1.5
 SEPARABLE = 0.9
 """A perturbation is separable when its score is this part of the way from chance to 1 or more. With
 ten classes that is 0.91; our crafted sets of 1000 to 5000 images lie above 0.96 or below 0.88."""
+LEARNED = 0.95
+"""A victim of this train accuracy has learned what it was given, whatever it follows."""
+LEARNED_GAP = 0.05
+"""One that is more than this above the control's has learned something that the control has not."""
+FOLLOWED_GAP = 0.02
+"""One that follows imprinted shortcuts by more than this above `noise` victims has learned them.
+Such shares are some 0.05; of 2000 images two differ by 0.02 by chance in under one of 200 cases."""
+LOWER = 0.03
+"""More epochs find nothing where they lower the test accuracy by no more than this."""
 EXACT = (*PUBLISHED, "standard")
 """Recipes that ask for fp32, or TF32 on a GPU, for reports, which know records and no classes."""
 CONTROLS = Path(__file__).resolve().parent / "controls.toml"
@@ -88,11 +106,22 @@ ONE_CLASS = Flag(
     "¶",
     f"a victim predicts one class for more than {100 * COLLAPSE:.0f} % of the test images.",
 )
+UNLEARNED = Flag(
+    "shortcut-not-learned",
+    "¬",
+    "the shortcut was not learned: a victim's train accuracy is below "
+    f"{100 * LEARNED:.0f} % and no more than {100 * LEARNED_GAP:.0f} points above the control's "
+    "under the same defense, and it follows imprinted shortcuts no more than noise victims do "
+    f"(by {100 * FOLLOWED_GAP:.0f} points at most; without such victims, no more than chance). It "
+    "is open whether the defense removed the shortcut or training ended before it was learned. A "
+    f"run of twice the epochs that is no more than {100 * LOWER:.0f} points lower lifts this mark.",
+)
 LINEAR = Flag(
     "separable",
     "◊",
-    "a linear rule tells the class from the perturbation alone: its score is "
-    f"{100 * SEPARABLE:.0f} % or more of the way from chance to 100 %.",
+    "a linear rule picks the right one of all protected classes from the perturbation alone: its "
+    f"score is {100 * SEPARABLE:.0f} % or more of the way from chance to 100 %. Whether a network "
+    "learns it is another question.",
 )
 OTHERWISE = Flag(
     "other-training",
@@ -113,7 +142,7 @@ RECRAFTED = Flag(
 FEW = Flag("few-seeds", "*", f"fewer than {FEW_SEEDS} victim seeds.")
 
 FLAGS = (BROKEN, LOW_TRAINING, FAILED, WEAK_CONTROL, NO_CONTROL, UNCHECKED)
-FLAGS += (ONE_CLASS, LINEAR, OTHERWISE, ADAPTED, RECRAFTED, FEW)
+FLAGS += (ONE_CLASS, UNLEARNED, LINEAR, OTHERWISE, ADAPTED, RECRAFTED, FEW)
 """In the order of their marks."""
 GRAVE = (BROKEN, LOW_TRAINING, WEAK_CONTROL, NO_CONTROL, OTHERWISE)
 """With one of these a number speaks neither for nor against what was published or claimed.
@@ -148,6 +177,7 @@ def flags(
         NO_CONTROL: strict and not any(one["method"] == CONTROL for one in standard.done),
         UNCHECKED: strict and bool(_controls(standard)) and lowest_of(standard) is None,
         ONE_CLASS: any(map(is_of_one_class, done)),
+        UNLEARNED: any(is_unlearned(one, control) for one in done),
         LINEAR: any(map(is_separable, done)),
         OTHERWISE: any(is_otherwise(one, precision) for one in done),
         ADAPTED: any(one["training"] for one in done),
@@ -240,6 +270,44 @@ def is_badly_trained(group: Group, control: Group) -> bool:
         return False
     # A difference of exactly the gap must not be decided by the last bit of a float.
     return own < limit - 1e-9
+
+
+def is_unlearned(record: Record, control: Group) -> bool:
+    """Whether it is open if its victim's shortcut was removed or training ended too early.
+
+    A shortcut that was learned raises the train accuracy above the control's, or at least makes
+    victims follow it on test images. Where either is not known there is no doubt, and never about
+    a control.
+
+    Args:
+        record: of one victim.
+        control: those on clean images with the same architecture, recipe and defense.
+    """
+    train, followed = record["final_train_acc"], (record.get("shortcut") or {}).get("next_followed")
+    if record["method"] in CONTROL_METHODS or train is None or followed is None:
+        return False
+    usual = control.spread("final_train_acc").mean
+    chance = 1 / len(record["classes"])
+    most = record[NOISE_FOLLOWED] + FOLLOWED_GAP if NOISE_FOLLOWED in record else chance
+    longer = record.get(LONGER_ACC)
+    lifted = longer is not None and longer >= record["final_test_acc"] - LOWER - 1e-9
+    return (
+        train < LEARNED - 1e-9
+        and train <= usual + LEARNED_GAP + 1e-9  # never of a mean that is NaN
+        and followed <= most + 1e-9
+        and not lifted
+    )
+
+
+def unlearned(records: Iterable[Record]) -> list[str]:
+    """Keys of the records of a results folder whose victims have not learned the shortcut."""
+    return [
+        one["key"]
+        for summary in summarise(records)
+        for (row, column), group in summary.groups.items()
+        for one in group.done
+        if is_unlearned(one, summary.control(row, column))
+    ]
 
 
 def is_broken(record: Record) -> bool:

@@ -8,8 +8,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bench.reports.cells import KNOWS, defense_head, verdict
-from bench.reports.defense_tables import ONE_SEED, ONE_SEED_NOTE, Board, Line
-from bench.reports.flags import Number, flags, settle
+from bench.reports.defense_tables import (
+    BOUND,
+    BOUND_NOTE,
+    ONE_SEED,
+    ONE_SEED_NOTE,
+    Board,
+    Line,
+)
+from bench.reports.flags import UNLEARNED, Number, flags, settle
 from bench.reports.plots import GREY, brief, colour_bar, entitle, plain_style
 from bench.reports.summary import CONTROLS, NOTHING, Column, Group, Spread, Summary
 from bench.reports.table import MISSING, decimals
@@ -116,7 +123,7 @@ def _seeds(board: Board, lines: Sequence[Line]) -> str:
 def _notes(
     board: Board, lines: Sequence[Line], texts: Sequence[str], marked: Sequence[str]
 ) -> list[str]:
-    notes = {ONE_SEED: ONE_SEED_NOTE, KNOWS: KNOWS_NOTE}
+    notes = {ONE_SEED: ONE_SEED_NOTE, BOUND: BOUND_NOTE, KNOWS: KNOWS_NOTE}
     found = [note for mark, note in notes.items() if any(mark in text for text in texts)]
     found += marked
     if board.has_worst:
@@ -142,7 +149,9 @@ def _fields(board: Board, line: Line) -> list[_Field]:
         if worst is None:
             return [*fields, _Field(None, MISSING)]
         mean = 100 * Spread.of(worst.scores.values()).mean
-        number = Number(decimals(mean, 1), board.doubts(line, worst), board.marks(worst))
+        doubts = board.doubts(line, worst)
+        text = BOUND * (UNLEARNED in doubts) + decimals(mean, 1)
+        number = Number(text, doubts, board.marks(worst))
         fields.append(_Field(mean, number))
     return fields
 

@@ -39,6 +39,7 @@ def scale(summary: Summary) -> list[str]:
         f"width {', '.join(map(width_text, widths))}",
         context.precision,
         crafting_text(context.craft_seed),
+        *([f"sets of recipe {context.crafting_recipe}"] if context.crafting_recipe else []),
         *([f"poison ratio {context.poison_ratio:g}"] if context.poison_ratio != 1 else []),
         *_protected(summary),
         *([f"{context.holdout} images held out"] if context.holdout else []),

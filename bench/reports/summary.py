@@ -28,6 +28,10 @@ SAME_SET = 1e-5
 other processors differ by .0000003, sets crafted again on another machine by .0001 and more."""
 OTHER_SET = "other_set"
 """Field of a record whose crafted set is not the one that most victims under its key had."""
+NOISE_FOLLOWED = "noise_followed"
+"""Field of a record: the share of imprinted shortcuts that `noise` victims beside it follow."""
+LONGER_ACC = "longer_test_acc"
+"""Field of a record: test accuracy of the same cell after twice its epochs or more, the longest."""
 
 NOTHING = "none"
 """The side information of most defenses."""
@@ -57,6 +61,8 @@ class Context:
     protected_classes: tuple[int, ...] = ()
     """The only classes that are protected; none stand for all."""
     recipe_version: int = 1
+    crafting_recipe: str = ""
+    """The recipe that crafted sets are of; empty for the same as the victims'."""
 
     @classmethod
     def of(cls, record: Record) -> Context:
@@ -75,7 +81,9 @@ class Context:
     @property
     def training(self) -> Context:
         """The part that matters to the control, which is not crafted and has nothing to mix."""
-        return replace(self, poison_ratio=1.0, craft_seed=0, protected_classes=())
+        return replace(
+            self, poison_ratio=1.0, craft_seed=0, protected_classes=(), crafting_recipe=""
+        )
 
     @property
     def slug(self) -> str:
@@ -86,10 +94,12 @@ class Context:
         parts += [f"classes{classes}"] if classes else []
         parts += [f"holdout{self.holdout}"] if self.holdout else []
         parts += [f"craft{self.craft_seed}"] if self.craft_seed else []
-        # Two fields were added later: where they say nothing a context keeps its file names.
+        parts += [f"by-{self.crafting_recipe}"] if self.crafting_recipe else []
+        # These were added later: where they say nothing a context keeps its file names.
         told = {name: getattr(self, name) for name in self.__dataclass_fields__}
         told |= {} if classes else {"protected_classes": None}
         told |= {} if self.recipe_version > 1 else {"recipe_version": None}
+        told |= {} if self.crafting_recipe else {"crafting_recipe": None}
         said = ", ".join(f"{k}={v!r}" for k, v in told.items() if v is not None)
         digest = hashlib.sha256(f"Context({said})".encode()).hexdigest()[:6]
         return f"{slugify('-'.join(map(str, parts)))}-{digest}"
@@ -310,7 +320,7 @@ def summarise(
     """
     crafted: dict[Context, list[Record]] = defaultdict(list)
     controls: dict[Context, list[Record]] = defaultdict(list)
-    for record in _other_sets_told(records):
+    for record in with_evidence(_other_sets_told(records)):
         context = Context.of(record)
         if record["method"] == CONTROL:
             controls[context.training].append(record)
@@ -375,6 +385,53 @@ def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         for name in one.keys() & other.keys()
         if isinstance(one[name], float) and isinstance(other[name], float)
     )
+
+
+def with_evidence(records: Iterable[Record]) -> list[Record]:
+    """Records with what others say of whether their victims learned the shortcut.
+
+    Every record has `NOISE_FOLLOWED` where there are `noise` victims in its context under the same
+    defense, of the same architecture; and `LONGER_ACC` where the same cell, with the very same
+    crafted set, was also trained for at least twice the epochs, the recipe being equal otherwise.
+    """
+    records = list(records)
+    noise: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    runs: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
+    for record in records:
+        followed = (record.get("shortcut") or {}).get("next_followed")
+        if record["method"] == "noise" and followed is not None:
+            noise[_beside(record)].append(followed)
+        if record["status"] == "done" and record["final_test_acc"] is not None:
+            runs[_but_epochs(record)][_epochs(record)] = record["final_test_acc"]
+    told = []
+    for record in records:
+        more: dict[str, float] = {}
+        if found := noise.get(_beside(record)):
+            more[NOISE_FOLLOWED] = statistics.fmean(found)
+        others = runs[_but_epochs(record)]
+        if others and 0 < 2 * _epochs(record) <= max(others):
+            more[LONGER_ACC] = others[max(others)]
+        told.append({**record, **more} if more else record)
+    return told
+
+
+def _beside(record: Record) -> tuple[Any, ...]:
+    """What records share that differ in nothing but method and seed."""
+    row = Row.of(record)
+    return Context.of(record), row.defense, row.defense_settings, Column.of(record)
+
+
+def _but_epochs(record: Record) -> tuple[Any, ...]:
+    """What records share that differ in nothing but the epochs of the victim."""
+    recipe = _json({**record["recipe_settings"], "epochs": None})
+    of_data = record["dataset_digest"], record["crafted_key"], record.get(OTHER_SET)
+    of_victim = recipe, record["recipe"], record["precision"], record["holdout"], record["seed"]
+    return *of_data, *of_victim, *_beside(record)[1:]
+
+
+def _epochs(record: Record) -> int:
+    """What the victim was trained for; 0 where that is not known."""
+    return (record["recipe_settings"] | record["training"]).get("epochs") or 0
 
 
 def _order(context: Context) -> tuple[Any, ...]:

@@ -196,6 +196,8 @@ _LATEX = str.maketrans(
         "‡": r"$\ddagger$",
         "‖": r"$\Vert$",
         "◊": r"$\diamond$",
+        "¬": r"$\neg$",
+        "≤": r"$\leq$",
         "≠": r"$\neq$",
         "≈": r"$\approx$",
         "↑": r"$\uparrow$",

@@ -1,4 +1,4 @@
-"""The tables that every report has: accuracies, details, audit, and what was learned."""
+"""The tables that every report has: accuracies, details, premises, audit, what was learned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from bench.reports.cells import (
     cell_names,
     drop_cell,
     figure_cell,
+    first_to_last,
     main_numbers,
+    peak_epochs,
     radius_number,
     row_heads,
     row_names,
@@ -32,6 +34,7 @@ from bench.reports.notes import (
     settings_text,
     usual_seeds,
 )
+from bench.reports.premises import premises_table
 from bench.reports.summary import Column, Group, Record, Row, Spread, Summary
 from bench.reports.table import (
     MISSING,
@@ -51,8 +54,8 @@ TRAIN = "train %"
 TRAIN_NOTE = f"{TRAIN}: accuracy on the released training images after the last epoch"
 SEPARABLE = "separable %"
 SEPARABLE_NOTE = (
-    f"{SEPARABLE}: how often a linear rule, fitted to half of the perturbations, tells the class "
-    "from one of the others."
+    f"{SEPARABLE}: how often a linear rule that was fitted to half of the perturbations picks the "
+    "right one of all protected classes for the other half; among K classes chance is 100/K."
 )
 SHORTCUT_NOTE = (
     "A shortcut that is a rule is put on the test image; otherwise the perturbation of a training "
@@ -70,9 +73,9 @@ REPORTED = {
 
 
 def all_tables(summary: Summary) -> list[Table]:
-    """The tables of one context: accuracies, details, audit, and what was learned."""
+    """The tables of one context: accuracies, details, premises, audit, and what was learned."""
     tables = [main_table(summary), details_table(summary)]
-    more = (audit_table(summary), shortcut_table(summary))
+    more = (premises_table(summary), audit_table(summary), shortcut_table(summary))
     return [*tables, *(table for table in more if len(table.cells))]
 
 
@@ -121,6 +124,7 @@ def details_table(summary: Summary) -> Table:
         "architecture",
         TRAIN,
         "peak (oracle) %",
+        "at epoch",
         "n",
         *([SEPARABLE] if scored else []),
         "gradient images",
@@ -138,6 +142,7 @@ def details_table(summary: Summary) -> Table:
                 str(column),
                 figure_cell(group, control, "final_train_acc"),
                 figure_cell(group, control, "peak_test_acc") if group.done else MISSING,
+                first_to_last(peak_epochs(group)) if group.done else MISSING,
                 str(len(group.done)),
                 *([score] if scored else []),
                 _whole(group.spread("crafting_gradient_images").mean),
@@ -147,8 +152,9 @@ def details_table(summary: Summary) -> Table:
     cells, marked = settle(lines)
     caption = (
         f"Behind the accuracies: train accuracy after the last epoch and peak test accuracy in "
-        f"percent, {over_seeds(usual)}; number n of victims; images through a gradient while "
-        "crafting; seconds of training a victim."
+        f"percent, {over_seeds(usual)}; the epoch of the peak, from the first to the last of the "
+        "seeds'; number n of victims; images through a gradient while crafting; seconds of "
+        "training a victim."
     )
     notes = [PEAK_NOTE, *([SEPARABLE_NOTE] if scored else []), *marked]
     notes += [*known(summary, cells), *_failures(summary)]
@@ -368,6 +374,7 @@ def _details_numbers(row: Row, group: Group, control: Group) -> dict[str, Any]:
         "failed": len(group.failed),
         **hundredths("train_acc_percent", group.spread("final_train_acc")),
         **hundredths("peak_oracle_percent", group.spread("peak_test_acc")),
+        "peak_epoch": Spread.of(peak_epochs(group)).mean,
         "crafting_gradient_images": None if math.isnan(images) else round(images),
         "training_seconds": round(group.spread("seconds").mean, 2),
         **({"separability": score.mean} if score.n else {}),

@@ -38,6 +38,7 @@ class Session:
             for all there is.
         deadline: seconds since the epoch at which to stop, or None.
         studies: what is measured instead of the grid's cells, as typed; the grid says on what.
+        longer: keys of cells of the grid that are also trained for twice the epochs.
         commit: of the code, taken when the run begins; what is imported later may differ from
             what stands in the folder by then.
     """
@@ -53,6 +54,7 @@ class Session:
     memory: int | None = None
     deadline: float | None = None
     studies: tuple[str, ...] = ()
+    longer: tuple[str, ...] = ()
     commit: str = field(default_factory=lambda: commit())
 
     def open(
@@ -77,6 +79,7 @@ class Session:
         splits = expansion.source.load(places)
         data = TrainingData.cut(splits, expansion.recipe, expansion.source)
         cells, studies = expansion.cells(data), []
+        cells += [cell.longer() for cell in cells if cell.key in self.longer]
         for typed in self.studies:
             study: Study = build(STUDIES, parse_one(typed, STUDIES), expansion.recipe.scale)
             studies += study.jobs(cells)
@@ -104,7 +107,7 @@ class Session:
         grid: Mapping[str, Any] = values.pop("grid")
         for name in ("results", "store", "data"):
             values[name] = Path(values[name])
-        for name in ("plugins", "studies"):
+        for name in ("plugins", "studies", "longer"):
             values[name] = tuple(values[name])
         return cls(grid=Grid(**grid), **values)
 

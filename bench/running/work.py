@@ -471,11 +471,11 @@ class Workshop:
             "precision": cell.precision,
             "poison_ratio": cell.crafting.poison_ratio,
             **({"protected_classes": list(classes)} if classes is not None else {}),
+            **({"crafting_recipe": cell.crafted_by} if cell.crafted_by else {}),
             "holdout": cell.holdout,
             "seed": cell.seed,
             "craft_seed": cell.crafting.seed,
         }
-
 
     def _defense_facts(self, cell: Cell, images: int) -> dict[str, float]:
         weights = round(self._cost.of(cell.arch).parameters)
