@@ -416,7 +416,8 @@ class Workshop:
         file = sample_file(self._results, cell.crafting.slug, crafted.key)
         train = self._data.train
         mask = cell.crafting.mask(train.labels)
-        write_sample(file, train.images, released.images, train.labels, mask)
+        if write_sample(file, crafted.key, train.images, released.images, train.labels, mask):
+            self._monitor.note(f"{file} was damaged and is made again")
 
     def failed(self, cell: Cell, error: str) -> None:
         """Record that a cell failed, with the traceback, unless another command finished it."""
