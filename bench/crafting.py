@@ -305,5 +305,5 @@ class _Part:
         """SHA-256 of the perturbations behind the stretches that were kept."""
         found = hashlib.sha256()
         for rows in chunks(self._rows[self._end : end], portion(self.delta)):
-            found.update(self.delta[rows].numpy())
+            found.update(self.delta[rows].numpy().data)
         return found.hexdigest()

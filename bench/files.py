@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,7 +159,7 @@ def save_tensors(path: Path, state: dict[str, Any]) -> None:
 
     def fill(file: IO[bytes]) -> None:
         hashing = _Hashing(file)
-        torch.save(state, hashing)
+        torch.save(state, cast("IO[bytes]", hashing))
         file.write(hashing.sha256.digest())
 
     write_with(path, fill)
@@ -185,7 +185,8 @@ class Unfinished:
 
     Args:
         folder: where it lies.
-        key: of what it will become; the work of something else is as good as damaged.
+        key: of what it will become. Files bear it and their own names, since the work of something
+            else, or something else of this work, is as good as damaged.
         note: told of whatever is damaged, which is removed.
     """
 
@@ -194,16 +195,16 @@ class Unfinished:
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Keep nested tensors and plain values."""
-        save_tensors(self.folder / f"{name}.pt", {"key": self._key, "state": state})
+        save_tensors(self.folder / f"{name}.pt", {"of": [self._key, name], "kept": state})
 
     def load(self, name: str) -> dict[str, Any] | None:
         """What was saved last under this name, or None."""
         file = self.folder / f"{name}.pt"
-        return self._own(file, load_tensors(file), "state")
+        return self._own(file, load_tensors(file))
 
     def write(self, name: str, facts: Any) -> None:
         """Keep plain values."""
-        made = sealed({"key": self._key, "facts": facts})
+        made = sealed({"of": [self._key, name], "kept": facts})
         write_text(self.folder / f"{name}.json", json.dumps(made))
 
     def read(self, name: str) -> Any:
@@ -213,11 +214,11 @@ class Unfinished:
             found = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             found = None
-        return self._own(file, unsealed(found), "facts")
+        return self._own(file, unsealed(found))
 
-    def _own(self, file: Path, found: dict[str, Any] | None, what: str) -> Any:
-        if found is not None and found.get("key") == self._key:
-            return found[what]
+    def _own(self, file: Path, found: dict[str, Any] | None) -> Any:
+        if found is not None and found.get("of") == [self._key, file.stem]:
+            return found["kept"]
         if file.exists():
             self.tell(file)
             remove(file)

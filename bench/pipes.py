@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+from typing import Any, TextIO
 
 
 class _Forgetful(io.FileIO):
     """A pipe; once nobody reads it any more it takes everything and keeps nothing."""
 
-    def write(self, content: bytes | bytearray | memoryview, /) -> int | None:
+    def write(self, content: Any, /) -> int:
         try:
             return super().write(content)
         except BrokenPipeError:
@@ -19,7 +20,7 @@ class _Forgetful(io.FileIO):
             return len(memoryview(content).cast("B"))
 
 
-def outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+def outliving(stream: TextIO) -> TextIO:
     """The stream, which no longer cares whether somebody reads it; other streams as they are.
 
     What a command does, and the code it ends with, must not depend on who looks at what it says.
@@ -34,6 +35,6 @@ def outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
         raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type]
         encoding=stream.encoding,
         errors=stream.errors,
-        line_buffering=stream.line_buffering,
+        line_buffering=bool(stream.line_buffering),
         write_through=unbuffered,
     )

@@ -27,7 +27,7 @@ from bench.files import digest_of, file_digest, remove, sealed, unsealed, write_
 
 Fill = Callable[[IO[bytes]], object]
 MANIFEST = "manifest.json"
-TOLD = ("key", "identity", "files", "facts")
+TOLD: tuple[str, ...] = ("key", "identity", "files", "facts")
 """What a manifest says; older ones have no digest of it."""
 
 

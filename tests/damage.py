@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +69,54 @@ def hostile(record: Mapping[str, Any], draws: random.Random, count: int) -> Iter
             place = inner
         place[key] = "ODD VALUE"
         yield json.dumps(made).replace('"ODD VALUE"', draws.choice(ODD))
+
+
+Numbers = dict[str, dict[str, Any]]
+
+
+def campaign(
+    states: list[Path],
+    place: Path,
+    run: Callable[[Path], tuple[str, Numbers]],
+    whole: Numbers,
+    seed: int,
+    count: int,
+) -> Counter[str]:
+    """Damage a file of a store, run on, and see what came of it, again and again.
+
+    Args:
+        states: folders, each as a run has left it at some point.
+        place: a folder for copies.
+        run: runs the same command in a folder; what was said, and the records' numbers. It raises
+            where the command ends with an error.
+        whole: the numbers of a run without damage.
+        seed: of the draws.
+        count: how many files.
+
+    Returns:
+        How often the damage was `told` and mended, was `refused` and mended by the next call, lay
+        where nobody looked (`unused`), or was used in `silence`, with where it was.
+    """
+    draws, found = random.Random(seed), Counter[str]()
+    while sum(found.values()) < count:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(draws.choice(states), place)
+        files = [file for file in sorted((place / "store").rglob("*.*")) if file.is_file()]
+        files = [file for file in files if file.suffix != ".lock"]
+        file, kind = draws.choice(files), draws.choice(KINDS)
+        if not spoil(file, kind, draws, [other for other in files if other != file]):
+            continue
+        where = f"{kind} {file.relative_to(place / 'store').parts[0]} {file.name}"
+        numbers: Numbers = {}
+        try:
+            said, numbers = run(place)
+            if numbers != whole:
+                found[f"silence: {where}"] += 1
+            else:
+                found["told" if "damaged" in said else f"unused: {where}"] += 1
+        except Exception as error:  # noqa: BLE001 - whatever it is must be gone the next time
+            with suppress(Exception):
+                numbers = run(place)[1]
+            mended = numbers == whole
+            found[f"refused {type(error).__name__}" if mended else f"stuck: {where}"] += 1
+    return found

@@ -309,6 +309,8 @@ def _is_recorded(cell: Cell | StudyJob, results: Path, notes: list[str]) -> bool
     file = record.find(results, cell.key, room)
     if file is None:
         return False
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder where a record belongs; move it away")
     try:
         found = record.read(file)
     except record.NewerRecordError:
