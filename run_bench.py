@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import re
 import resource
 import sys
@@ -23,6 +22,7 @@ from bench.compare.cli import COMMANDS, answer
 from bench.component import number
 from bench.errors import NOT_RUN, UsageError
 from bench.papers.targets import recipes, titles
+from bench.pipes import outliving
 from bench.registry import DEFENSES, REGISTRIES, load_plugin
 from bench.worst_case import SETS
 
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal knows ∞
+    sys.stdout, sys.stderr = outliving(sys.stdout), outliving(sys.stderr)
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         if words and words[0] in COMMANDS:
@@ -77,9 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
-    except BrokenPipeError:  # the reader has seen enough, as in `--list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         print(
             f"error: {error}; nothing finished is lost, the same command goes on", file=sys.stderr
@@ -375,6 +373,8 @@ def show_report(results: Path, outcome: Outcome | None, as_json: bool) -> int:
     report = write_report(results, {Context.of(one) for one in records} or None)
     if not as_json:
         print(f"\n{report.text}\n")
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
     folders = sorted({str(_short(file.parent)) for file in report.files})
     print(f"written: {len(report.files)} files in {' and '.join(folders)}", file=sys.stderr)
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,18 +16,11 @@ import torch
 from torch import Tensor
 
 from bench.component import build, parse_one
-from bench.data import ImageDataset, chunks
+from bench.data import ImageDataset, chunks, portion
 from bench.errors import Stopped
-from bench.files import (
-    load_tensors,
-    make_array,
-    open_array,
-    save_tensors,
-    unnamed_array,
-    write_text,
-)
+from bench.files import Unfinished, make_array, open_array, unnamed_array
 from bench.loading import Loader
-from bench.network import Network, Precision
+from bench.network import Network, Precision, check_finite
 from bench.registry import ARCHS
 from bench.seeding import stream
 
@@ -51,6 +44,9 @@ class Monitor:
 
     def advance(self, flop: float) -> None:
         """So much more work is done."""
+
+    def note(self, text: str) -> None:
+        """Something that people should know, such as damage that was mended."""
 
     def stopping(self) -> bool:
         """Whether the time is up."""
@@ -93,6 +89,7 @@ class Crafting:
         part: gives the released images, (n, 3, h, w) uint8, of the part with that number of a
             composition.
         scratch: folder for partial results, or None to keep none.
+        key: of what is crafted, which partial results bear.
         monitor: told about progress.
         flop_per_gradient: operations of one image's input gradient.
         work_per_gradient: the same with what it moves, as time is foretold.
@@ -111,6 +108,7 @@ class Crafting:
     trained: Callable[[int], Sequence[Network]]
     part: Callable[[int], Tensor] = _no_parts
     scratch: Path | None = None
+    key: str = ""
     monitor: Monitor = field(default_factory=Monitor)
     flop_per_gradient: float = 0.0
     work_per_gradient: float = 0.0
@@ -118,6 +116,8 @@ class Crafting:
     memory: float = math.inf
     gradient_images: int = 0
     facts: dict[str, float] = field(default_factory=dict)
+    _networks: list[Network] = field(default_factory=list, init=False, repr=False)
+    _rounds: int = field(default=0, init=False, repr=False)
 
     @property
     def classes(self) -> int:
@@ -134,6 +134,7 @@ class Crafting:
             self.classes, self.dataset.image_size, (0.0,) * 3, (1.0,) * 3, self.stream(*purpose)
         )
         made.precision = self.precision
+        self._networks.append(made)
         return made.to(self.device, memory_format=torch.channels_last)
 
     @cached_property
@@ -207,7 +208,7 @@ class Crafting:
         name, size = (f"{label}-{size}", size) if size else (label, self.chunk)
         wanted = self.mask.nonzero().flatten() if rows is None else rows
         before = self.gradient_images
-        part = _Part(self.scratch, name, tuple(self.dataset.images.shape))
+        part = _Part(self._unfinished, name, tuple(self.dataset.images.shape), wanted)
         self.spend(part.spent)
         rest, first = wanted[part.images :], part.images // size
         for number, chunk in enumerate(chunks(rest, size), start=first):
@@ -223,19 +224,39 @@ class Crafting:
         Args:
             name: to `load` it by.
             pack: gives what to keep: tensors and plain values.
+
+        Raises:
+            DivergedError: if a network of this job has weights that are not finite.
         """
-        if self.scratch is not None:
-            file = self.scratch / f"{name}.pt"
-            self.monitor.safe_point(lambda: save_tensors(file, pack()))
+        self._rounds += 1
+        for network in self._networks:
+            check_finite(network, "a network trained while crafting", f"round {self._rounds}")
+        work = self._unfinished
+        if work is not None:
+            self.monitor.safe_point(
+                lambda: work.save(name, {"round": self._rounds, "kept": pack()})
+            )
 
     def load(self, name: str) -> dict[str, Any] | None:
         """The last partial result of this name, or None."""
-        file = None if self.scratch is None else self.scratch / f"{name}.pt"
-        return load_tensors(file) if file is not None and file.exists() else None
+        found = None if self._unfinished is None else self._unfinished.load(name)
+        if found is None:
+            return None
+        self._rounds = found["round"]
+        return found["kept"]
+
+    @cached_property
+    def _unfinished(self) -> Unfinished | None:
+        if self.scratch is None:
+            return None
+        return Unfinished(self.scratch, self.key, self.monitor.note)
 
 
 class _Part:
     """A perturbation that fills up chunk by chunk, in a file if there is a folder for it.
+
+    Of every stretch that was kept it notes where that ends, the input gradients spent by then, and
+    a digest, so that keeping and checking cost as much as what is new.
 
     Attributes:
         delta: (n, 3, h, w) float32.
@@ -243,31 +264,58 @@ class _Part:
         spent: input gradients of single images that they took.
     """
 
-    def __init__(self, folder: Path | None, name: str, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, work: Unfinished | None, name: str, shape: tuple[int, ...], rows: Tensor
+    ) -> None:
         self.images = self.spent = 0
-        self._facts = None
-        if folder is None:
+        self._work, self._name, self._rows = work, name, rows
+        self._kept: list[dict[str, Any]] = []
+        if work is None:
             self.delta = torch.zeros(shape)
             return
-        self._facts, self._file = folder / f"{name}.json", folder / f"{name}.npy"
+        noted, self._file = work.read(name) or [], work.folder / f"{name}.npy"
         try:
-            known = json.loads(self._facts.read_text(encoding="utf-8"))
             self._array = open_array(self._file, shape)
-            self.images, self.spent = int(known["images"]), int(known["spent"])
-        except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
-            self._facts.unlink(missing_ok=True)  # it speaks of another array than the new one
+        except (OSError, ValueError):  # there is none, or it is damaged
             self._array = make_array(self._file, shape)
         self.delta = torch.from_numpy(self._array)
+        for stretch in noted:
+            if self._digest(stretch["images"]) != stretch["digest"]:
+                work.tell(self._file)
+                break
+            self._kept.append(stretch)
+            self.images, self.spent = stretch["images"], stretch["spent"]
+        # What was not noted may be anything, where a new array has zeros.
+        rest = torch.ones(len(self.delta), dtype=torch.bool)
+        rest[rows[: self.images]] = False
+        for unknown in chunks(rest.nonzero().flatten(), portion(self.delta)):
+            if self.delta[unknown].any():
+                self.delta[unknown] = 0
 
     def keep(self) -> None:
         """Put on disk what is done, and then that it is done."""
-        if self._facts is not None:
-            self._array.flush()
-            write_text(self._facts, json.dumps({"images": self.images, "spent": self.spent}))
+        if self._work is None or self.images == self._end:
+            return
+        stretch = {"images": self.images, "spent": self.spent, "digest": self._digest(self.images)}
+        self._array.flush()
+        self._kept.append(stretch)
+        self._work.write(self._name, self._kept)
 
     def finish(self) -> Tensor:
         """The perturbation; what is done to it does not reach the file."""
-        if self._facts is None:
+        if self._work is None:
             return self.delta
         self.keep()
         return torch.from_numpy(np.load(self._file, mmap_mode="c", allow_pickle=False))
+
+    @property
+    def _end(self) -> int:
+        """Of the stretches that were kept, in images."""
+        return self._kept[-1]["images"] if self._kept else 0
+
+    def _digest(self, end: int) -> str:
+        """SHA-256 of the perturbations behind the stretches that were kept."""
+        found = hashlib.sha256()
+        for rows in chunks(self._rows[self._end : end], portion(self.delta)):
+            found.update(self.delta[rows].numpy().data)
+        return found.hexdigest()

@@ -19,5 +19,9 @@ NOT_RUN = f"{NotRunError.__name__}: "
 """How the last line of such a cell's `error` begins."""
 
 
+class DivergedError(RuntimeError):
+    """A network that others depend on has weights that are no numbers; nothing comes of it."""
+
+
 class Stopped(Exception):
     """The time limit was reached; everything up to the last checkpoint is on disk."""

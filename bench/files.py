@@ -1,27 +1,36 @@
-"""Files: written so that nothing is ever half there, and arrays that live on disk.
+"""Files: written so that nothing is ever half there, read so that no damage passes unseen.
 
 Everything is written aside, synced and renamed, but for the arrays of `make_array` and
-`unnamed_array`, which are filled in place.
+`unnamed_array`, which are filled in place. Digests find damage; who forges can forge them, too.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
+import json
 import os
-import pickle
 import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import numpy as np
 
 NEXT_TO_NOTHING = 64 * 1024
 """Bytes left on a disk on which the next write fails."""
+
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""How a file system says that it does not know an operation."""
+
+DIGEST = "digest"
+"""The field in which facts bear the digest of all their others."""
 
 
 def write_with(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
@@ -42,8 +51,10 @@ def write_with(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
         with os.fdopen(handle, "wb") as file:
             fill(file)
             file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+            with known_only():
+                os.fsync(file.fileno())
+        with suppress(OSError):  # some file systems have no permissions to give
+            temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException as error:
         full = shutil.disk_usage(path.parent).free < NEXT_TO_NOTHING
@@ -54,6 +65,16 @@ def write_with(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
             raise OSError(errno.ENOSPC, text, str(path.parent)) from error
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def known_only() -> Iterator[None]:
+    """Do without what a file system does not know; a disk that is full or fails still raises."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,9 +89,18 @@ def _sync_folder(folder: Path) -> None:
     except OSError:
         return
     try:
-        os.fsync(handle)
+        with known_only():
+            os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def slugify(text: str) -> str:
@@ -78,21 +108,125 @@ def slugify(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.").lower()[:80] or "x"
 
 
+def digest_of(facts: Any) -> str:
+    """SHA-256 of plain values in one canonical spelling."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts with a digest of all of them."""
+    return {**facts, DIGEST: digest_of(facts)}
+
+
+def unsealed(found: Any, older: Collection[str] = ()) -> dict[str, Any] | None:
+    """The facts that `sealed` was given, or None if they are not those any more.
+
+    Args:
+        found: what was read back.
+        older: fields of such facts as were kept before there were digests, and are taken as they
+            are. With any other field, such as a digest whose name was damaged, they are not.
+    """
+    if not isinstance(found, dict):
+        return None
+    facts = {name: value for name, value in found.items() if name != DIGEST}
+    if DIGEST in found:
+        return facts if found[DIGEST] == digest_of(facts) else None
+    return facts if facts.keys() <= set(older) else None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Hashing:
+    """A file to write to, and the hash of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.sha256 = file, hashlib.sha256()
+        self.flush = file.flush
+
+    def write(self, content: bytes) -> int:
+        self.sha256.update(content)
+        return self._file.write(content)
+
+
 def save_tensors(path: Path, state: dict[str, Any]) -> None:
-    """Save nested tensors and plain values, atomically."""
+    """Save nested tensors and plain values, atomically, with a digest behind them."""
     import torch
 
-    write_with(path, lambda file: torch.save(state, file))
+    def fill(file: IO[bytes]) -> None:
+        hashing = _Hashing(file)
+        torch.save(state, cast("IO[bytes]", hashing))
+        file.write(hashing.sha256.digest())
+
+    write_with(path, fill)
 
 
 def load_tensors(path: Path) -> dict[str, Any] | None:
-    """What `save_tensors` wrote, or None if the file is damaged; runs no code from the file."""
+    """What `save_tensors` wrote, or None if it is not that any more; runs no code from the file."""
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        content = path.read_bytes()
+    except OSError:
         return None
+    size = hashlib.sha256().digest_size
+    content, digest = content[:-size], content[-size:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+class Unfinished:
+    """Work that is not complete yet: what is read back is what was written, or nothing.
+
+    Args:
+        folder: where it lies.
+        key: of what it will become. Files bear it and their own names, since the work of something
+            else, or something else of this work, is as good as damaged.
+        note: told of whatever is damaged, which is removed.
+    """
+
+    def __init__(self, folder: Path, key: str, note: Callable[[str], None]) -> None:
+        self.folder, self._key, self._note = folder, key, note
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Keep nested tensors and plain values."""
+        save_tensors(self.folder / f"{name}.pt", {"of": [self._key, name], "kept": state})
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """What was saved last under this name, or None."""
+        file = self.folder / f"{name}.pt"
+        return self._own(file, load_tensors(file))
+
+    def write(self, name: str, facts: Any) -> None:
+        """Keep plain values."""
+        made = sealed({"of": [self._key, name], "kept": facts})
+        write_text(self.folder / f"{name}.json", json.dumps(made))
+
+    def read(self, name: str) -> Any:
+        """The plain values written last under this name, or None."""
+        file = self.folder / f"{name}.json"
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            found = None
+        return self._own(file, unsealed(found))
+
+    def _own(self, file: Path, found: dict[str, Any] | None) -> Any:
+        if found is not None and found.get("of") == [self._key, file.stem]:
+            return found["kept"]
+        if file.exists():
+            self.tell(file)
+            remove(file)
+        return None
+
+    def tell(self, file: Path) -> None:
+        """Say that one of the files is damaged."""
+        self._note(f"{file} is damaged or foreign; what it held is made again")
 
 
 def make_array(path: Path, shape: Sequence[int]) -> np.memmap:
@@ -103,7 +237,7 @@ def make_array(path: Path, shape: Sequence[int]) -> np.memmap:
     import numpy as np
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # zeros everywhere, also where an older file had something
+    remove(path)  # zeros everywhere, also where an older file had something
     array = np.lib.format.open_memmap(path, "w+", np.float32, tuple(shape))
     _reserve(path)
     return array
@@ -118,8 +252,11 @@ def open_array(path: Path, shape: Sequence[int]) -> np.memmap:
     """
     import numpy as np
 
-    np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a truncated file; "r+" extends it
-    array = np.load(path, mmap_mode="r+", allow_pickle=False)
+    try:
+        np.load(path, mmap_mode="r", allow_pickle=False)  # refuses what is cut off; "r+" extends it
+        array = np.load(path, mmap_mode="r+", allow_pickle=False)
+    except EOFError:
+        raise ValueError(f"{path} is empty") from None
     if array.shape != tuple(shape) or array.dtype != np.float32:
         raise ValueError(f"{path} holds {array.dtype} {array.shape}, not float32 {tuple(shape)}")
     return array
@@ -177,5 +314,5 @@ def map_member(archive: Path, name: str) -> np.memmap:
 def _reserve(path: Path) -> None:
     """Make a full disk an error now; later, a write to the mapping would kill the process."""
     if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
+        with path.open("r+b") as file, known_only():
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.bfloat16 import casting
 from bench.component import Component, setting
+from bench.errors import DivergedError
 from bench.recipe import Recipe
 
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -169,3 +170,21 @@ def freeze(
         frozen.body.to(torch.bfloat16)
         frozen.head.to(torch.bfloat16)
     return frozen
+
+
+def check_finite(network: nn.Module, what: str, when: str) -> None:
+    """Look whether a network can still be computed with, after a part of its training.
+
+    The sign of a gradient that is no number is zero, so crafting would end well and change nothing.
+
+    Args:
+        network: looked at with one wait for its device.
+        what: it is called.
+        when: that part was, such as "epoch 3".
+
+    Raises:
+        DivergedError: if a weight, or what a batch norm counts, is not finite.
+    """
+    states = [state for state in network.state_dict().values() if state.is_floating_point()]
+    if not torch.stack([state.isfinite().all() for state in states]).all():
+        raise DivergedError(f"{what} diverged in {when}: its weights are not finite; lower its lr")

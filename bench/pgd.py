@@ -57,7 +57,7 @@ class Iterate:
             length = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
             direction = gradient / length[:, None, None, None]
         else:
-            direction = gradient.sign()
+            direction = signs(gradient)
         self._levels = self._inside(self._levels - _in_levels(step_size) * direction)
 
     def move(self, step: Tensor) -> None:
@@ -74,6 +74,11 @@ class Iterate:
         # A defense may have moved x0 out of the valid range; it then stays there or returns.
         lowest, highest = -self._origin.clamp_min(0), 255 - self._origin.clamp_max(255)
         return torch.minimum(torch.maximum(kept, lowest), highest)
+
+
+def signs(gradient: Tensor) -> Tensor:
+    """-1, 0 or 1; what is no number stays none, so that nothing is released that rests on it."""
+    return torch.where(gradient.isnan(), gradient, gradient.sign())
 
 
 def input_gradient(objective: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

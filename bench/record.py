@@ -1,4 +1,8 @@
-"""One JSON file a cell, or a study: the evidence that every table and plot is made from."""
+"""One JSON file a cell, or a study: the evidence that every table and plot is made from.
+
+Beside its fields a file has `digest`, the SHA-256 of all of them. It finds damage, not forgery.
+Records of before have none; `bench.soundness` finds what it can of theirs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UsageError
-from bench.files import write_text
+from bench.files import sealed, unsealed, write_text
+from bench.soundness import fault
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,7 +207,7 @@ def write(folder: Path, slug: str, record: Mapping[str, Any], room: str = CELLS)
     # A record that is replaced keeps its name, even if the slug is another by now.
     file = find(folder, key, room) or path_of(folder, key, slug, room)
     _whole(file)  # whatever else lies there may be replaced
-    write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_text(file, json.dumps(sealed(record), indent=1, ensure_ascii=False) + "\n")
     return file
 
 
@@ -211,7 +216,7 @@ def read(file: Path) -> dict[str, Any]:
 
     Raises:
         NewerRecordError: if it was written by a newer version.
-        UsageError: if the file is not a whole record of this schema, and of its room.
+        UsageError: if the file is not a whole and sound record of this schema, and of its room.
     """
     room = STUDIES if file.parent.name == STUDIES else CELLS
     try:
@@ -223,9 +228,16 @@ def read(file: Path) -> dict[str, Any]:
         raise UsageError(
             f"record {file} cannot be read ({why}); delete it and the cell runs again"
         ) from None
-    if isinstance(record, dict) and room == CELLS:
-        record = copy.deepcopy(ADDED) | record
-    check(record, str(file), room)
+    _check_schema(record, str(file))
+    facts = unsealed(record, older={*FIELDS, *LATER_FIELDS, *STUDY_FIELDS})
+    if facts is None:
+        wrong = "is damaged: its digest is not that of its fields"
+    else:
+        record = copy.deepcopy({} if room == STUDIES else ADDED) | facts
+        check(record, str(file), room)
+        wrong = fault(record)
+    if wrong is not None:
+        raise UsageError(f"record {file} {wrong}; delete it and the cell runs again")
     return record
 
 
@@ -250,13 +262,7 @@ def _is_deep(value: Any) -> bool:
 
 def check(record: Any, where: str, room: str = CELLS) -> None:
     """Raise UsageError unless every field that the room asks for is there with its type."""
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise NewerRecordError(
-            f"record {where} was written by a newer version of this suite (schema {schema})"
-        )
-    if schema != SCHEMA:
-        raise UsageError(f"record {where} has schema {schema}, this version reads {SCHEMA}")
+    _check_schema(record, where)
     other = CELLS if room == STUDIES else STUDIES
     if MARKS[room] not in record and MARKS[other] in record:
         raise UsageError(f"record {where} belongs in {other}/, not in {room}/; move it there")
@@ -270,6 +276,16 @@ def check(record: Any, where: str, room: str = CELLS) -> None:
             raise UsageError(f"record {where}: '{name}' is a {type(record[name]).__name__}")
         if name in SHARES and record[name] is not None and not 0 <= record[name] <= 1:
             raise UsageError(f"record {where}: '{name}' {record[name]:g} is no share of 0 to 1")
+
+
+def _check_schema(record: Any, where: str) -> None:
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise NewerRecordError(
+            f"record {where} was written by a newer version of this suite (schema {schema})"
+        )
+    if schema != SCHEMA:
+        raise UsageError(f"record {where} has schema {schema}, this version reads {SCHEMA}")
 
 
 def read_all(

@@ -130,7 +130,7 @@ class Registry:
         if name not in self._classes:
             try:
                 _import(entry)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if entry.file.is_relative_to(ROOT):
                     raise
                 reason = f"{type(error).__name__}: {error}"

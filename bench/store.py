@@ -5,13 +5,12 @@
     store/scores/sep-6a7b.../        manifest.json, what was measured on a crafted set
     store/victims/sep-rn18-4e5f.../  partial/training.pt, gone when the record is written
 
-A folder counts only once its manifest stands, which is written last and names the SHA-256 of
-every file. Whatever is damaged or foreign is made again.
+A folder counts only once its manifest stands, which is written last, names the SHA-256 of every
+file and bears a digest of all that it says. Whatever is damaged or foreign is made again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -24,16 +23,17 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from bench.errors import UsageError
-from bench.files import write_text, write_with
+from bench.files import digest_of, file_digest, remove, sealed, unsealed, write_text, write_with
 
 Fill = Callable[[IO[bytes]], object]
 MANIFEST = "manifest.json"
+TOLD: tuple[str, ...] = ("key", "identity", "files", "facts")
+"""What a manifest says; older ones have no digest of it."""
 
 
-def key_of(identity: Mapping[str, Any]) -> str:
+def key_of(identity: Any) -> str:
     """SHA-256 of an identity in one canonical spelling."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest_of(identity)
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,19 @@ def check_writable(folder: Path, what: str, option: str) -> None:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
             f"{what} folder '{folder}' cannot be written ({reason}); choose another with {option}"
+        ) from None
+
+
+def check_locks(folder: Path, what: str, option: str) -> None:
+    """Raise UsageError unless files in the folder can be locked."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as made, FileLock(Path(made) / "lock"):
+            pass
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"{what} folder '{folder}' lies where files cannot be locked ({reason}), and two "
+            f"commands would spoil each other's work; choose another with {option}"
         ) from None
 
 
@@ -101,7 +114,10 @@ class Artifact:
         """
         folder = self._root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{self.key[:16]}.lock")
+        file = folder / f"{self.key[:16]}.lock"
+        if file.is_dir():
+            remove(file)
+        lock = FileLock(file)
         while not lock.is_locked:
             try:
                 lock.acquire(timeout=1)
@@ -109,6 +125,9 @@ class Artifact:
                 waiting()
         try:
             self._verified = None  # it may have been made meanwhile
+            for place in (self.folder, self.partial):
+                if place.exists() and not place.is_dir():
+                    remove(place)
             yield
         finally:
             lock.release()
@@ -120,28 +139,32 @@ class Artifact:
         return self._verified
 
     def damaged(self) -> bool:
-        """Whether it claims to be complete and is not."""
-        return (self.folder / MANIFEST).exists() and self.manifest() is None
+        """Whether there is more of it than unfinished work, and it is not whole."""
+        if self.manifest() is not None or not self.folder.exists():
+            return False
+        return not self.folder.is_dir() or any(f != self.partial for f in self.folder.iterdir())
 
     def publish(self, files: Mapping[str, Fill], facts: Mapping[str, Any]) -> None:
         """Write the files, then the manifest, then forget the partial work.
+
+        If it is whole already it is added to: files of other names stay as they are, and whoever
+        reads them meanwhile finds it whole throughout.
 
         Args:
             files: by name, functions that write into an open binary file.
             facts: noted in the manifest, fit for JSON.
         """
         folder = self.folder
-        (folder / MANIFEST).unlink(missing_ok=True)
+        known = self.manifest()
+        hashes = {} if known is None else dict(known["files"])
+        for name in [*files, *([MANIFEST] if known is None else [])]:
+            remove(folder / name)
         for name, fill in files.items():
             write_with(folder / name, fill)
-        hashes = {name: _sha256(folder / name) for name in files}
-        manifest = {
-            "key": self.key,
-            "identity": self.identity,
-            "files": hashes,
-            "facts": dict(facts),
-        }
-        write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            hashes[name] = file_digest(folder / name)
+        told = (self.key, self.identity, hashes, dict(facts))
+        manifest = dict(zip(TOLD, told, strict=True))
+        write_text(folder / MANIFEST, json.dumps(sealed(manifest), indent=1) + "\n")
         self._verified = manifest
         shutil.rmtree(self.partial, ignore_errors=True)
 
@@ -153,14 +176,12 @@ class Artifact:
     def _verify(self) -> dict[str, Any] | None:
         folder = self.folder
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            known = dict(manifest["files"])
-            whole = all(_sha256(folder / name) == digest for name, digest in known.items())
-        except (OSError, ValueError, KeyError, TypeError):
+            found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = unsealed(found, older=TOLD)
+            if manifest is None or not manifest["key"] == self.key == key_of(manifest["identity"]):
+                return None
+            files = manifest["files"].items()
+            whole = all(file_digest(folder / name) == digest for name, digest in files)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
-        return manifest if whole and manifest.get("key") == self.key else None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        return manifest if whole else None

@@ -13,7 +13,7 @@ import torch
 from bench.component import Component
 from bench.crafting import Monitor
 from bench.data import ImageDataset
-from bench.files import load_tensors, save_tensors, slugify
+from bench.files import Unfinished, slugify
 from bench.grid import SCHEMA, Cell, CraftJob, SurrogateJob, TrainingData
 from bench.network import Arch, Network
 from bench.record import CONTROL
@@ -175,11 +175,15 @@ class Tools:
 
     def save(self, pack: Callable[[], dict[str, Any]]) -> None:
         """A safe point: keep what is done if it is time to, end here if the time is up."""
-        self.monitor.safe_point(lambda: save_tensors(self.scratch / "study.pt", pack()))
+        self.monitor.safe_point(lambda: self._work.save("study", pack()))
 
     def load(self) -> dict[str, Any] | None:
         """What was kept last, or None."""
-        return load_tensors(self.scratch / "study.pt")
+        return self._work.load("study")
+
+    @property
+    def _work(self) -> Unfinished:
+        return Unfinished(self.scratch, self.job.key, self.monitor.note)
 
 
 def protections(cells: Sequence[Cell]) -> dict[str, CraftJob]:

@@ -114,9 +114,9 @@ class Training:
         self._batches = Batches(prepared, recipe, device, memory)
         self._loaders: dict[ImageDataset, Loader] = {}
         self.network = defense.build(arch, released, self._stream("build"))
-        # On processors PyTorch's batch norm sums less carefully in this layout: an error of .00001 in
-        # 64 images of 32 x 32 pixels, and of .0000001 in contiguous memory, where convolutions and
-        # batch norm are slower. So results of both layouts agree to some five digits and no more.
+        # On processors PyTorch's batch norm sums less carefully in this layout: an error of .00001
+        # in 64 images of 32 x 32 pixels, and of .0000001 in contiguous memory, where convolutions
+        # and batch norm are slower. So results of both layouts agree to five digits and no more.
         self.network.to(device).to(memory_format=torch.channels_last)
         self.network.precision = precision
         self._optimizer = _optimizer(self.network, recipe)

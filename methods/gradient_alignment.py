@@ -32,7 +32,7 @@ from torch import Tensor
 from bench.component import setting
 from bench.crafting import Crafting
 from bench.data import chunks
-from bench.pgd import Iterate
+from bench.pgd import Iterate, signs
 from bench.registry import METHODS
 from bench.second_order import Learner, Measure, Move, WeightGradientMethod
 
@@ -116,7 +116,7 @@ class SignedAdam:
         """One step of a batch, always the same one."""
         decay = 0.1 ** sum(8 * self._done >= eighths * self._steps for eighths in (3, 5, 7))
         self._done += 1
-        sign = gradient.sign()
+        sign = signs(gradient)
         self._mean = 0.9 * self._mean + 0.1 * sign
         self._square = 0.999 * self._square + 0.001 * sign.square()
         mean = self._mean / (1 - 0.9**self._done)

@@ -27,7 +27,7 @@ from bench.component import setting
 from bench.crafting import Crafting
 from bench.method import BoundedMethod
 from bench.network import Network, freeze
-from bench.pgd import input_gradient
+from bench.pgd import input_gradient, signs
 from bench.recipe import batches
 from bench.registry import METHODS
 
@@ -181,7 +181,7 @@ class Alternation:
             g = input_gradient(lambda x: F.cross_entropy(model(x), labels, reduction="sum"), x)
             # The clip to epsilon comes last: what is stored may leave [0, 1] with its image, which
             # is clipped when it is looked at or released.
-            noise = (x - size * g.sign() - clean).clamp(-epsilon, epsilon)
+            noise = (x - size * signs(g) - clean).clamp(-epsilon, epsilon)
             self._job.spend(len(labels))
         return noise
 

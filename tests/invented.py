@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from bench.store import key_of
+
 ARCHS = ("rn18", "vgg16", "senet18", "dn121", "googlenet")
 
 
@@ -95,7 +97,12 @@ def record(
         **others,
     }
     coordinates = ("method_label", "defense_label", "arch_label", "seed", "craft_seed", "finished")
-    fields["key"] = fields["key"] or "-".join(str(fields[name]) for name in coordinates)
+    if not fields["identity"]:
+        name = fields["key"] or "-".join(str(fields[name]) for name in coordinates)
+        fields["identity"] = {"crafted": {"of": fields["crafted_key"]}, "name": name}
+        fields["key"] = key_of(fields["identity"])
+        if fields["crafted_key"] is not None:
+            fields["crafted_key"] = key_of(fields["identity"]["crafted"])
     return fields
 
 

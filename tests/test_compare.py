@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import run_bench
 from bench import record as records
+from bench import soundness
 from bench.compare import merge as merge_module
 from bench.compare.cells import Move, compare, read_folder, results_differ
 from bench.compare.merge import ConflictError, merge
@@ -447,7 +448,7 @@ def test_damaged_and_forged_records_are_named_and_left_out(tmp_path: Path, capsy
     file = next((tmp_path / "c" / "cells").iterdir())
     file.write_text("{")
     assert merge([a], tmp_path / "c").replaced == 1
-    assert json.loads(file.read_text()) == good
+    assert records.read(file) == good
 
 
 def test_newer_records_are_not_touched(tmp_path: Path, capsys) -> None:
@@ -466,9 +467,9 @@ def test_cells_whose_names_would_collide_are_refused(tmp_path: Path, monkeypatch
     alike = {key_of(one["identity"]): "f" * 12 + one["method"] for one in (made(), made("ule"))}
     for folder in (a, b):
         for file in (folder / "cells").iterdir():
-            one = json.loads(file.read_text())
+            one = records.read(file)
             file.write_text(json.dumps(one | {"key": alike[one["key"]]}))
-    monkeypatch.setattr(merge_module, "key_of", lambda said: alike.get(key_of(said), key_of(said)))
+    monkeypatch.setattr(soundness, "key_of", lambda said: alike.get(key_of(said), key_of(said)))
     with pytest.raises(UsageError, match="begin alike"):
         merge([a, b], tmp_path / "c")
 

@@ -492,7 +492,7 @@ def test_thumbnails_refuse_other_shapes_and_types(wrong: np.ndarray) -> None:
 
 def write_records(folder: Path, records: list[dict]) -> Path:
     for position, one in enumerate(records):
-        records_of.write(folder, f"cell{position}", {**one, "key": f"{position:012d}" + "0" * 52})
+        records_of.write(folder, f"cell{position}", one)
     return folder
 
 

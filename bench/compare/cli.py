@@ -130,7 +130,8 @@ def merge(words: Sequence[str]) -> Answer:
     if not typed.no_report and done.added + done.replaced + done.kept:
         from bench.reports.report import write_report
 
-        notes.append(f"written: {len(write_report(into).files)} tables and plots in {into}")
+        report = write_report(into)
+        notes += [*report.notes, f"written: {len(report.files)} tables and plots in {into}"]
     return Answer(said, notes, INCOMPLETE if done.damaged else 0)
 
 

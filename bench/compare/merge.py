@@ -16,10 +16,7 @@ from bench.errors import UsageError
 from bench.files import slugify, write_with
 from bench.reports.claims import FILE
 from bench.reports.summary import Record
-from bench.store import check_writable, key_of
-
-SORTED_BY = ("seed", "precision", "recipe", "arch", "defense", "holdout")
-"""What a record tells beside its identity, which has them, or what bears these names, too."""
+from bench.store import check_writable
 
 
 class ConflictError(UsageError):
@@ -115,11 +112,8 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
         check_rooms(folder)
     inputs = list({folder.resolve(): folder for folder in (into, *folders)}.values())
     damaged: list[str] = []
-    found: dict[str, list[Source]] = defaultdict(list)
-    for folder in inputs:
-        for source in _sources(folder, damaged):
-            found[source.key].append(source)
-    studies = _studies(inputs, damaged)
+    found = _read(inputs, record.CELLS, damaged)
+    studies = _read(inputs, record.STUDIES, damaged)
     _check_names(found)
     _check_names(studies)
     conflicts = [line for sources in found.values() for line in _conflicts(sources)]
@@ -164,22 +158,12 @@ def _write(into: Path, chosen: Mapping[str, Source], room: str) -> tuple[int, in
     return added, replaced
 
 
-def _studies(folders: Iterable[Path], damaged: list[str]) -> dict[str, list[Source]]:
-    """Records of studies by key, as far as they are what their keys say."""
+def _read(folders: Iterable[Path], room: str, damaged: list[str]) -> dict[str, list[Source]]:
+    """The records of a room by key; a line for every file that is none."""
     found: dict[str, list[Source]] = defaultdict(list)
     for folder in folders:
-        for file in sorted((folder / record.STUDIES).glob("*.json")):
-            try:
-                one = record.read(file)
-            except record.NewerRecordError:
-                raise
-            except UsageError as error:
-                damaged.append(f"left out: {error}")
-                continue
-            if key_of(one["identity"]) == one["key"]:
-                found[one["key"]].append(Source(one, file.read_bytes(), file))
-            else:
-                damaged.append(f"left out: the key of record {file} is not that of its identity")
+        for one, file in read_files(folder, damaged, room):
+            found[one["key"]].append(Source(one, file.read_bytes(), file))
     return found
 
 
@@ -191,32 +175,6 @@ def _study_conflicts(sources: Sequence[Source]) -> Iterator[str]:
             title = f"{one.record['study']} of {one.record['subject']}"
             yield f"{title}: values in {one.folder} and {other.folder}"
             return
-
-
-def _sources(folder: Path, damaged: list[str]) -> Iterator[Source]:
-    """The records of a folder, as far as they are what their keys say."""
-    for one, file in read_files(folder, damaged):
-        crafted = one["identity"].get("crafted")
-        if one["status"] not in ("done", "failed"):
-            damaged.append(f"left out: record {file} is neither done nor failed")
-        elif key_of(one["identity"]) != one["key"]:
-            damaged.append(f"left out: the key of record {file} is not that of its identity")
-        elif one["crafted_key"] is not None and key_of(crafted) != one["crafted_key"]:
-            damaged.append(f"left out: the crafted key of record {file} is not of its identity")
-        elif misfits := _misfits(one):
-            told = ", ".join(misfits)
-            damaged.append(f"left out: record {file} tells another {told} than its identity")
-        else:
-            yield Source(one, file.read_bytes(), file)
-
-
-def _misfits(one: Record) -> list[str]:
-    """Fields by which tables sort a record, and that are not what its key was made of."""
-    identity = one["identity"]
-    told = {name: identity[name] for name in SORTED_BY if name in identity}
-    told |= {"method": identity["crafted"]["method"]} if identity.get("crafted") else {}
-    named = {k: v.get("name") if isinstance(v, dict) else v for k, v in told.items()}
-    return [name for name, value in named.items() if one[name] != value]
 
 
 def _check_names(found: Mapping[str, Sequence[Source]]) -> None:
@@ -245,18 +203,12 @@ def _merge_samples(
     """Copy the samples of the records' crafted sets; the number of files that are new."""
     import numpy as np
 
-    from bench.samples import Sample, read_sample, sample_file
-
-    def sample(file: Path) -> Sample | None:
-        try:
-            return read_sample(file)
-        except (OSError, ValueError, KeyError, SyntaxError):
-            return None  # a damaged picture; the next folder may have it whole
+    from bench.samples import read_sample, sample_file
 
     added = 0
     for key in sorted({one["crafted_key"] for one in records} - {None}):
         files = [file for folder in folders if (file := sample_file(folder, "", key)).exists()]
-        whole = [(file, found) for file in files if (found := sample(file)) is not None]
+        whole = [(file, found) for file in files if (found := read_sample(file)) is not None]
         if not whole:
             notes += [f"left out: sample {file} cannot be read" for file in files]
             continue

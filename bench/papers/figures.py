@@ -253,7 +253,7 @@ def _sweep(material: Material) -> Made:
 
 def _samples(material: Material) -> Made:
     summary = material.summary
-    sheet = None if summary is None else sample_sheet(material.results, summary)
+    sheet = None if summary is None else sample_sheet(material.results, summary, material.notes)
     if summary is None or sheet is None:
         return NOTHING
     return [sheet], [main_table(summary)]

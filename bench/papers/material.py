@@ -74,7 +74,7 @@ class Material:
 
     def __init__(self, results: Path, wanted: FigureGrid, notes: list[str]) -> None:
         self.results, self.figure, self.grid = results, wanted.figure, wanted.grid
-        self._notes = notes
+        self.notes = notes
 
     @cached_property
     def expansion(self) -> Expansion:
@@ -84,7 +84,7 @@ class Material:
     @cached_property
     def summary(self) -> Summary | None:
         """Of the victims; of several precisions, unless one was asked for, that of most records."""
-        found = list(self._victims(record.read_all(self.results, self._notes)))
+        found = list(self._victims(record.read_all(self.results, self.notes)))
         summaries = [one for one in summarise(found) if any(r.method != CONTROL for r in one.rows)]
         return max(summaries, key=lambda one: len(one.records), default=None)
 
@@ -135,7 +135,7 @@ class Material:
         Of equal ones the latest; of several precisions, unless one was asked for, that of most.
         """
         known: dict[str, list[Record]] = {}
-        for one in record.read_all(self.results, self._notes, record.STUDIES):
+        for one in record.read_all(self.results, self.notes, record.STUDIES):
             if one["status"] == "done" and self._is_sound(one):
                 known.setdefault(self._comparable(one["identity"]), []).append(one)
         found = [
@@ -160,7 +160,7 @@ class Material:
             study_of(self.figure).check(one["values"])
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             name = f"{one['study']} of {one['subject']}"
-            self._notes.append(
+            self.notes.append(
                 f"left out: the values of {name}, key {one['key'][:12]}, make no sense"
             )
             return False

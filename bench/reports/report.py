@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import record
 from bench.errors import UsageError
 from bench.files import slugify, write_text
+from bench.record import CONTROL
 from bench.reports.axes import Axis, axis_table, find_axes
 from bench.reports.claims import claims_table, read_claims
 from bench.reports.class_tables import class_tables
@@ -33,10 +34,12 @@ class Report:
         text: accuracies and details of every context, and what its defenses and held-out images
             tell, for the terminal.
         files: everything written, in order.
+        notes: what was left out, and why.
     """
 
     text: str
     files: list[Path]
+    notes: list[str] = field(default_factory=list)
 
 
 def write_report(results_dir: str | Path, contexts: Collection[Context] | None = None) -> Report:
@@ -61,7 +64,7 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     chosen = summarise(records, contexts)
     # A method keeps its colour whichever contexts are asked for.
     looks = styles(everything)
-    files = []
+    files, notes = list[Path](), list[str]()
     claims = read_claims(folder)
     for summary in chosen:
         tables = [*all_tables(summary), *class_tables(summary)]
@@ -69,7 +72,7 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
         tables += [claims_table(summary, claims)] if claims else []
         files += write_tables(folder / "tables", tables, f"{summary.context.slug}-")
         files += _write_plots(folder / "plots", summary, looks)
-        files += _write_samples(folder, summary)
+        files += _write_samples(folder, summary, notes)
     axes = find_axes(everything)
     line_looks = axis_styles(axes)
     asked = {summary.context for summary in chosen}
@@ -80,7 +83,7 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
         )
         files += _write_axis_plots(folder / "plots", axis, line_looks)
     texts = [*_texts(chosen), *map(_axis_text, axes)]
-    return Report(text="\n\n".join(texts), files=files)
+    return Report("\n\n".join(texts), files, list(dict.fromkeys(notes)))
 
 
 def _texts(summaries: list[Summary]) -> Iterator[str]:
@@ -154,16 +157,22 @@ def _write_axis_plots(folder: Path, axis: Axis, looks: Mapping[str, Style]) -> l
     return files
 
 
-def _write_samples(folder: Path, summary: Summary) -> list[Path]:
+def _write_samples(folder: Path, summary: Summary, notes: list[str]) -> list[Path]:
     from bench.reports.plots import save_figure
 
-    sheet = sample_sheet(folder, summary)
+    sheet = sample_sheet(folder, summary, notes)
     stem = folder / "plots" / f"{summary.context.slug}-samples"
     return [] if sheet is None else save_figure(sheet, stem)
 
 
-def sample_sheet(folder: Path, summary: Summary) -> Figure | None:
-    """The images that every method kept beside the records, where they are the same; or None."""
+def sample_sheet(folder: Path, summary: Summary, notes: list[str]) -> Figure | None:
+    """The images that every method kept beside the records, where they are the same; or None.
+
+    Args:
+        folder: of the results.
+        summary: of its records.
+        notes: takes a line for every sample that is missing or damaged.
+    """
     import numpy as np
 
     from bench.reports.thumbnails import thumbnail_sheet
@@ -171,19 +180,26 @@ def sample_sheet(folder: Path, summary: Summary) -> Figure | None:
 
     clean, rows = None, []
     for row in summary.rows:
-        keys = {one["crafted_key"] for one in summary.records if Row.of(one) == row} - {None}
-        files = [sample_file(folder, "", key) for key in sorted(keys)]
+        records = [one for one in summary.records if Row.of(one) == row]
+        keys = sorted({one["crafted_key"] for one in records} - {None})
+        measured = {one["crafted_key"] for one in records if one["audit"]}
         label = summary.method_label(row)
-        if label in dict(rows) or not files or not files[0].exists():
+        samples = []
+        for key in keys:
+            file = sample_file(folder, "", key)
+            samples.append(read_sample(file))
+            if samples[-1] is None and key in measured and row.method != CONTROL:
+                state = "is damaged" if file.exists() else "is missing"
+                notes.append(
+                    f"left out: the sample of {label}, {file}, {state}; the next victim that is "
+                    "trained on this set makes it again"
+                )
+        if label in dict(rows) or not samples or samples[0] is None:
             continue
-        try:
-            sample = read_sample(files[0])
-        except (OSError, ValueError, KeyError):
-            continue  # a damaged picture is no reason to have no tables
-        clean = sample.clean if clean is None else clean
-        changed = bool((sample.released != sample.clean).any())
-        if changed and np.array_equal(sample.clean, clean):
-            rows.append((label, sample.released))
+        clean = samples[0].clean if clean is None else clean
+        changed = bool((samples[0].released != samples[0].clean).any())
+        if changed and np.array_equal(samples[0].clean, clean):
+            rows.append((label, samples[0].released))
     if clean is None or not rows:
         return None
     title = f"{summary.context.dataset}: clean and protected images, and their amplified difference"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -155,9 +156,11 @@ class _Planner:
         if key in self._seen:
             return self._seen[key]
         title = f"craft {label}"
-        missing = not self._have(artifact_of(self._store, job), title)
+        missing = self._whole(artifact_of(self._store, job)) is None
         self._seen[key] = missing
-        if missing:
+        if not missing:
+            self._cached(title)
+        else:
             job.method.check(self._data.train, self._data.rows, self._data.total)
             needs = {k for s in job.surrogates if (k := self._surrogate(s))}
             for part in job.parts:
@@ -191,25 +194,28 @@ class _Planner:
         title = f"surrogate {canonical(job.arch, ARCHS)}"
         if job.defended:
             title += f" + {job.defense.title}"
-        have = set((artifact.manifest() or {"facts": {"epochs": []}})["facts"]["epochs"])
+        manifest = self._whole(artifact)
+        have = set(manifest["facts"]["epochs"]) if manifest else set[int]()
         if known is None and wanted <= have:
-            self._have(artifact, title)
+            self._cached(title)
             return None
-        epochs = tuple(sorted(wanted | have))
+        epochs = tuple(sorted(wanted))
         passes = PASSES_PER_TRAINING_STEP * job.defense.cost()
         work = self._cost(job.arch) * passes * len(self._data.train) * epochs[-1]
         size = 4.0 * self._cost.of(job.arch).parameters * len(epochs)
         self.tasks[key] = Task(key, "surrogate", title, job, work, size, frozenset(), epochs)
         return key
 
-    def _have(self, artifact: Artifact, title: str) -> bool:
-        if artifact.damaged():
-            self._plan.notes.append(f"{artifact.folder} is damaged and will be made again")
-        if artifact.manifest() is None:
-            return False
+    def _whole(self, artifact: Artifact) -> dict[str, Any] | None:
+        """The manifest of what is whole; where it is damaged that is noted."""
+        note = f"{artifact.folder} is damaged and will be made again"
+        if artifact.damaged() and note not in self._plan.notes:
+            self._plan.notes.append(note)
+        return artifact.manifest()
+
+    def _cached(self, title: str) -> None:
         if title not in self._plan.cached:
             self._plan.cached.append(title)
-        return True
 
 
 @dataclass(frozen=True)
@@ -303,6 +309,8 @@ def _is_recorded(cell: Cell | StudyJob, results: Path, notes: list[str]) -> bool
     file = record.find(results, cell.key, room)
     if file is None:
         return False
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder where a record belongs; move it away")
     try:
         found = record.read(file)
     except record.NewerRecordError:

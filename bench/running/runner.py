@@ -27,6 +27,7 @@ from bench.running.progress import Display, duration
 from bench.running.session import Opened, Session, cores
 from bench.running.work import Workshop
 from bench.running.worker import Relay, attempt
+from bench.store import key_of
 from bench.study import StudyJob
 
 
@@ -172,7 +173,7 @@ class _Schedule:
 
     def run_here(self) -> None:
         """One task after the other in this process."""
-        relay = Relay(self._session, self._display.advance)
+        relay = Relay(self._session, self._display.advance, self._display.line)
         expansion, session = self._opened.expansion, self._session
         configure(expansion.precision, session.threads, expansion.device, session.memory)
         workshop = self._workshop(relay)
@@ -186,6 +187,7 @@ class _Schedule:
         """Tasks side by side, each worker with its share of the cores."""
         events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
         places = gpus(self._opened.expansion.device)
+        jobs = key_of(sorted(self._opened.jobs()))
 
         def start(number: int) -> _Worker:
             # A device with a number was chosen by the user and is left to the worker to find.
@@ -203,9 +205,13 @@ class _Schedule:
                     break
                 number, event = events.get()
                 if event["event"] == "ready":
+                    if event["jobs"] != jobs:
+                        raise WorkerError("the data changed while workers started; repeat this")
                     idle.add(number)
                 elif event["event"] == "advance":
                     self._display.advance(event["flop"])
+                elif event["event"] == "note":
+                    self._display.line(event["line"])
                 elif event["event"] == "broken" and number not in busy:
                     reason = event["error"].strip().rpartition("\n")[2]
                     raise WorkerError(f"a worker could not go on ({reason}); see {logs}")
@@ -233,7 +239,9 @@ class _Schedule:
 
     def _next(self) -> Task | None:
         """The most urgent task that can start now."""
-        if self._stopping or self._session.time_is_up():
+        # One task begins whatever the limit, and comes to its first safe point: else a limit that
+        # is shorter than the start would never be of any use.
+        if self._stopping or (self._started and self._session.time_is_up()):
             return None
         ready = [key for key in self._waiting if not self._unmet[key]]
         if not ready:

@@ -17,7 +17,7 @@ from bench.data import Places, Progress
 from bench.grid import Cell, Expansion, Grid, TrainingData
 from bench.registry import ROOT, STUDIES, load_plugin
 from bench.running.plan import Job
-from bench.store import Store, check_writable, key_of
+from bench.store import Store, check_locks, check_writable, key_of
 from bench.study import Study, StudyJob
 
 
@@ -89,6 +89,7 @@ class Session:
     def check_folders(self) -> None:
         """Raise UsageError if results or store cannot be written."""
         check_writable(self.store, "store", "--store")
+        check_locks(self.store, "store", "--store")
         check_writable(self.results, "results", "--results-dir")
 
     def time_is_up(self) -> bool:

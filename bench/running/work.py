@@ -6,13 +6,10 @@ import importlib.metadata
 import json
 import math
 import platform
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache, partial
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -22,10 +19,10 @@ from bench import record
 from bench.crafting import Crafting, Monitor
 from bench.data import ImageDataset
 from bench.device import describe, peak_memory, reset_peak_memory, total_memory
-from bench.files import load_tensors, map_member, save_tensors, unnamed_array, write_text
+from bench.files import Unfinished, map_member, unnamed_array
 from bench.grid import Cell, CraftJob, SurrogateJob, held_out
 from bench.imprint import imprinted, protected_classes
-from bench.network import PASSES_PER_TRAINING_STEP, Network, Precision, freeze
+from bench.network import PASSES_PER_TRAINING_STEP, Network, Precision, check_finite, freeze
 from bench.release import release
 from bench.running.plan import CostTable, Job, artifact_of
 from bench.running.session import Opened, Session
@@ -86,10 +83,11 @@ class Workshop:
         with artifact.lock(self._monitor.safe_point):
             manifest = artifact.manifest()
             have = set(manifest["facts"]["epochs"]) if manifest else set[int]()
-            if set(epochs) <= have:
+            missing = sorted(set(epochs) - have)  # whoever asked before keeps what it asked for
+            if not missing:
                 return "was in the store"
-            epochs = sorted(have | set(epochs))  # whoever asked before keeps what it asked for
-            clock = Clock(artifact)
+            work = self._unfinished(artifact)
+            clock = Clock(work)
 
             def begin() -> Training:
                 return Training(
@@ -104,29 +102,42 @@ class Workshop:
                     self._memory,
                 )
 
-            def save(training: Training) -> None:
-                save_tensors(artifact.partial / "training.pt", training.state())
+            def save() -> None:
+                state = {"training": training.state(), "row": json.dumps(row)}
+                work.save("training", state)
                 clock.save()
 
-            kept = {epoch: artifact.partial / _checkpoint(epoch) for epoch in epochs}
-            training = _resumed(load_tensors(artifact.partial / "training.pt"), begin)
-            if not all(kept[epoch].exists() for epoch in epochs if epoch <= training.epoch):
+            def keep(file: IO[bytes], name: str) -> None:
+                weights = work.load(name)
+                if weights is None:
+                    raise RuntimeError(f"{name} is damaged; the next call makes it again")
+                torch.save(weights, file)
+
+            state = work.load("training") or {}
+            training = _resumed(state.get("training"), begin)
+            done = [_checkpoint(epoch) for epoch in missing if epoch <= training.epoch]
+            if any(work.load(name) is None for name in done):
                 training = begin()
+            row: dict[str, Any] = json.loads(state["row"]) if training.epoch else {}
             self._advance(job, training.epoch * len(self._data.train))
-            row: dict[str, Any] = {"train_acc": math.nan}
-            while training.epoch < max(epochs):
-                row = training.run_epoch(lambda images: self._advance(job, images))
-                if training.epoch in kept:
-                    save_tensors(kept[training.epoch], training.network.state_dict())
-                self._monitor.safe_point(partial(save, training))
-            files = {file.name: _copy(file) for file in kept.values()}
+            while training.epoch < missing[-1]:
+                row = _finite(training.run_epoch(lambda images: self._advance(job, images)))
+                check_finite(training.network, _called(job), f"epoch {training.epoch}")
+                if training.epoch in missing:
+                    work.save(_checkpoint(training.epoch), training.network.state_dict())
+                self._monitor.safe_point(save)
+            files = {f"{name}.pt": partial(keep, name=name) for name in map(_checkpoint, missing)}
             facts = {
-                "epochs": sorted(epochs),
-                "last": _finite(row),
+                "epochs": sorted(have | set(epochs)),
+                "last": row,
                 **provenance(self._device, self._commit),
             }
             artifact.publish(files, {**facts, **clock.read()})
         return f"train accuracy {row['train_acc']:.1%}"
+
+    def _unfinished(self, artifact: Artifact) -> Unfinished:
+        """What an earlier attempt left."""
+        return Unfinished(artifact.partial, artifact.key, self._monitor.note)
 
     def _advance(self, job: SurrogateJob, images: int) -> None:
         per_image = PASSES_PER_TRAINING_STEP * self._cost(job.arch) * job.defense.cost()
@@ -135,17 +146,16 @@ class Workshop:
     def _trained(self, job: SurrogateJob, precision: Precision) -> list[Network]:
         """The checkpoints of a surrogate from the store, frozen."""
         artifact = artifact_of(self._store, job)
-        folder, whole = artifact.folder, artifact.manifest() is not None
+        self._facts(artifact)  # it is whole
         train = self._data.train
         networks = []
         for epoch in job.surrogate.epochs:
             network = job.arch.network(
                 len(train.classes), train.image_size, train.mean, train.std, torch.Generator()
             )
-            weights = load_tensors(folder / _checkpoint(epoch)) if whole else None
-            if weights is None:
-                raise RuntimeError(f"{folder} is damaged; the next call makes it again")
-            network.load_state_dict(weights)
+            file = artifact.folder / f"{_checkpoint(epoch)}.pt"
+            network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            check_finite(network, _called(job), f"epoch {epoch}")
             networks.append(freeze(network, self._device, precision, job.surrogate.folded))
         return networks
 
@@ -155,9 +165,9 @@ class Workshop:
         with artifact.lock(self._monitor.safe_point):
             if artifact.manifest() is not None:
                 return "was in the store"
-            clock = Clock(artifact)
+            clock = Clock(self._unfinished(artifact))
             crafting = self._crafting(job)
-            crafting.scratch = artifact.partial
+            crafting.scratch, crafting.key = artifact.partial, artifact.key
             crafting.monitor = _Timed(self._monitor, clock)
             mask = crafting.mask
             delta = job.method.craft(crafting)
@@ -212,7 +222,8 @@ class Workshop:
             if record.is_done(self._results, cell.key):
                 return "was recorded"
             score = self._separability(cell.crafting, crafted)  # no part of the training's time
-            clock = Clock(working)
+            work = self._unfinished(working)
+            clock = Clock(work)
             asked = self.describe(cell)  # before hours of training: a plug-in may fail in it
             facts = self._facts(crafted)
             released = self._released(crafted)
@@ -228,7 +239,7 @@ class Workshop:
             def begin() -> Training:
                 return self._victim(cell, released)
 
-            curve, counts, training = self._curve(cell, begin, held, working, clock)
+            curve, counts, training = self._curve(cell, begin, held, work, clock)
             final = curve[-1]
             made = {
                 **asked,
@@ -278,7 +289,7 @@ class Workshop:
         with working.lock(self._monitor.safe_point):
             if record.is_done(self._results, job.key, record.STUDIES):
                 return "was recorded"
-            clock = Clock(working)
+            clock = Clock(self._unfinished(working))
             tools = Tools(
                 job,
                 self._data.train,
@@ -303,15 +314,14 @@ class Workshop:
         cell: Cell,
         begin: Callable[[], Training],
         held: ImageDataset | None,
-        working: Artifact,
+        work: Unfinished,
         clock: Clock,
     ) -> tuple[list[dict[str, Any]], torch.Tensor, Training]:
         """Train to the end; a row an epoch, the last confusion counts, and what was trained."""
         recipe, forward = cell.recipe, self._cost(cell.arch)
-        checkpoint = working.partial / "training.pt"
         per_image = PASSES_PER_TRAINING_STEP * forward * cell.defense.cost()
         curve: list[dict[str, Any]] = []
-        state = load_tensors(checkpoint) or {}
+        state = work.load("training") or {}
         training = _resumed(state.get("training"), begin)
         if training.epoch:
             curve = json.loads(state["curve"])
@@ -319,7 +329,7 @@ class Workshop:
 
         def save(training: Training) -> None:
             state = {"training": training.state(), "curve": json.dumps(curve)}
-            save_tensors(checkpoint, state)
+            work.save("training", state)
             clock.save()
 
         counts = torch.zeros(0)
@@ -377,6 +387,8 @@ class Workshop:
         identity = {"kind": "separability", "version": VERSION, "crafted": crafted.key}
         score = self._store.artifact("scores", job.slug, identity)
         with score.lock(self._monitor.safe_point):
+            if score.damaged():
+                self._monitor.note(f"{score.folder} is damaged and is made again")
             if score.manifest() is None:
                 train, released = self._data.train, self._released(crafted)
                 mask = job.mask(train.labels)
@@ -395,6 +407,7 @@ class Workshop:
 
     def _released(self, crafted: Artifact) -> ImageDataset:
         """The dataset that a victim may see."""
+        self._facts(crafted)  # it is whole
         images = map_member(crafted.folder / "released.npz", "images")
         return self._data.train.with_images(torch.from_numpy(images))
 
@@ -403,7 +416,8 @@ class Workshop:
         file = sample_file(self._results, cell.crafting.slug, crafted.key)
         train = self._data.train
         mask = cell.crafting.mask(train.labels)
-        write_sample(file, train.images, released.images, train.labels, mask)
+        if write_sample(file, crafted.key, train.images, released.images, train.labels, mask):
+            self._monitor.note(f"{file} was damaged and is made again")
 
     def failed(self, cell: Cell, error: str) -> None:
         """Record that a cell failed, with the traceback, unless another command finished it."""
@@ -483,18 +497,15 @@ class Workshop:
 
 
 class Clock:
-    """Seconds spent on an artifact, over all attempts.
+    """Seconds spent on something, over all attempts.
 
     Args:
-        artifact: its partial folder keeps the count.
+        work: keeps the count.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
-        self._file = artifact.partial / "clock.json"
-        self._before = {"seconds": 0.0, "core_seconds": 0.0}
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(self._file.read_text())
-            self._before = {key: float(known[key]) for key in self._before}
+    def __init__(self, work: Unfinished) -> None:
+        self._work = work
+        self._before = work.read("clock") or {"seconds": 0.0, "core_seconds": 0.0}
         self._start = time.perf_counter(), time.process_time()
 
     def read(self) -> dict[str, float]:
@@ -508,7 +519,7 @@ class Clock:
 
     def save(self) -> None:
         """Keep the count for a later attempt."""
-        write_text(self._file, json.dumps(self.read()))
+        self._work.write("clock", self.read())
 
 
 class _Timed(Monitor):
@@ -520,6 +531,9 @@ class _Timed(Monitor):
 
     def advance(self, flop: float) -> None:
         self._monitor.advance(flop)
+
+    def note(self, text: str) -> None:
+        self._monitor.note(text)
 
     def stopping(self) -> bool:
         return self._monitor.stopping()
@@ -554,16 +568,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _called(job: SurrogateJob) -> str:
+    return f"surrogate {job.arch.title}"
+
+
 def _checkpoint(epoch: int) -> str:
-    return f"epoch-{epoch:03d}.pt"
-
-
-def _copy(source: Path) -> Callable[[IO[bytes]], None]:
-    def fill(file: IO[bytes]) -> None:
-        with source.open("rb") as content:
-            shutil.copyfileobj(content, file)
-
-    return fill
+    return f"epoch-{epoch:03d}"
 
 
 def _resumed(state: Any, begin: Callable[[], Training]) -> Training:

@@ -2,8 +2,8 @@
 
 Started as `python -P -m bench.running.worker`. The first line on standard input is a session;
 then a line a task, {"key", "epochs"}. It answers with lines {"event": ...}: `ready`, `advance`,
-`done`, `failed` and `stopped`. It ends when standard input closes, also in the middle of a task, so
-that it never outlives the runner.
+`note`, `done`, `failed` and `stopped`. It ends when standard input closes, also in the middle of a
+task, so that it never outlives the runner.
 """
 
 from __future__ import annotations
@@ -24,16 +24,25 @@ from bench.errors import NOT_RUN, NotRunError, Stopped
 from bench.running.plan import Job
 from bench.running.session import Session
 from bench.running.work import Workshop
+from bench.store import key_of
 
 TELL_EVERY_SECONDS = 0.5
 
 
 class Relay(Monitor):
-    """Passes work done on to the runner, now and then, and keeps the time limit."""
+    """Passes work done on to the runner, now and then, and keeps the time limit.
 
-    def __init__(self, session: Session, tell: Callable[[float], None]) -> None:
+    Args:
+        session: knows the limit.
+        tell: takes operations.
+        note: takes lines.
+    """
+
+    def __init__(
+        self, session: Session, tell: Callable[[float], None], note: Callable[[str], None]
+    ) -> None:
         super().__init__()
-        self._session, self._tell = session, tell
+        self._session, self._tell, self._note = session, tell, note
         self._flop, self._last = 0.0, time.monotonic()
 
     def advance(self, flop: float) -> None:
@@ -46,6 +55,10 @@ class Relay(Monitor):
         """Tell what has not been told."""
         self._tell(self._flop)
         self._flop, self._last = 0.0, time.monotonic()
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self._note(f"note: {text}")
 
     def stopping(self) -> bool:
         """Whether the time limit has been reached."""
@@ -64,7 +77,7 @@ def attempt(workshop: Workshop, job: Job, epochs: Sequence[int]) -> dict[str, An
         return {"event": "stopped"}
     except NotRunError as error:  # nothing is wrong with the code: its place says nothing
         return {"event": "failed", "error": NOT_RUN + " ".join(str(error).split())}
-    except Exception:  # noqa: BLE001 - the one place where anything may go wrong
+    except (Exception, SystemExit):  # noqa: BLE001 - the one place where anything may go wrong
         return {"event": "failed", "error": traceback.format_exc()}
 
 
@@ -84,13 +97,18 @@ def main() -> None:
         opened = session.open()
         device = opened.expansion.device
         configure(opened.expansion.precision, session.threads, device, session.memory)
-        relay = Relay(session, lambda flop: say({"event": "advance", "flop": flop}))
+        relay = Relay(
+            session,
+            lambda flop: say({"event": "advance", "flop": flop}),
+            lambda line: say({"event": "note", "line": line}),
+        )
         workshop = Workshop(opened, session, device, relay)
         jobs = opened.jobs()
+        said = {"event": "ready", "jobs": key_of(sorted(jobs))}
     except Exception:  # noqa: BLE001 - the runner shows it
         say({"event": "broken", "error": traceback.format_exc()})
         return
-    say({"event": "ready"})
+    say(said)
     while True:
         order = json.loads(lines.get())
         event = attempt(workshop, jobs[order["key"]], order["epochs"])
