@@ -45,6 +45,7 @@ from bench.component import setting
 from bench.crafting import Crafting
 from bench.data import ImageDataset, chunks, portion
 from bench.errors import UsageError
+from bench.files import user_path
 from bench.method import BoundedMethod
 from bench.registry import METHODS
 from bench.seeding import stream
@@ -147,7 +148,7 @@ class Autoregressive(BoundedMethod):
         """The file's bytes."""
         ours = self.coefficients == "ours"
         try:
-            with (OURS if ours else Path(self.coefficients).expanduser()).open("rb") as file:
+            with (OURS if ours else user_path(self.coefficients)).open("rb") as file:
                 content = file.read(MOST_BYTES + 1)
         except OSError as error:
             raise UsageError(

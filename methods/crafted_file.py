@@ -30,6 +30,7 @@ from bench.component import setting
 from bench.crafting import Crafting
 from bench.data import ImageDataset, portion, to_unit
 from bench.errors import UsageError
+from bench.files import user_path
 from bench.method import Method
 from bench.registry import METHODS
 
@@ -124,7 +125,7 @@ class CraftedFile(Method):
 
     @property
     def _file(self) -> Path:
-        return Path(self.path).expanduser()
+        return user_path(self.path)
 
     def _source(self) -> Arrays | Pictures:
         """A reader that suits the file; it has looked at names and headers only."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -554,6 +556,22 @@ def colour_bar(
     return bar.ax
 
 
+FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei"),
+    *("PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS", "Noto Sans Arabic"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji"),
+)
+"""For characters of names that Matplotlib's own font lacks; of these, what the machine has."""
+
+
+@cache
+def _more_fonts() -> tuple[str, ...]:
+    from matplotlib import font_manager
+
+    there = set(font_manager.get_font_names())
+    return tuple(name for name in FONTS if name in there)
+
+
 @contextmanager
 def plain_style() -> Iterator[None]:
     """Matplotlib's own defaults and few departures, whatever the user's files say."""
@@ -563,6 +581,7 @@ def plain_style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             {
+                "font.family": ["DejaVu Sans", *_more_fonts()],
                 "font.size": 8,
                 "axes.titlesize": 8,
                 "axes.labelsize": 8,
@@ -598,7 +617,9 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     files = []
     for ending, facts in metadata.items():
         file = stem.with_name(f"{stem.name}.{ending}")
-        with plain_style():
+        with plain_style(), warnings.catch_warnings():
+            # Without a font for them such characters are boxes; tables have them in any case.
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
             write_with(
                 file,
                 lambda out, ending=ending, facts=facts: figure.savefig(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import record
 from bench.errors import UsageError
-from bench.files import slugify, write_text
+from bench.files import slugify, unless_read_only, user_path, write_text
 from bench.reports.axes import Axis, axis_table, find_axes
 from bench.reports.claims import claims_table, read_claims
 from bench.reports.class_tables import class_tables
@@ -33,10 +33,12 @@ class Report:
         text: accuracies and details of every context, and what its defenses and held-out images
             tell, for the terminal.
         files: everything written, in order.
+        notes: why something was not written.
     """
 
     text: str
     files: list[Path]
+    notes: list[str] = field(default_factory=list)
 
 
 def write_report(results_dir: str | Path, contexts: Collection[Context] | None = None) -> Report:
@@ -52,7 +54,7 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     from bench.reports.axis_plots import axis_styles
     from bench.reports.plots import styles
 
-    folder = Path(results_dir)
+    folder = user_path(results_dir)
     # What is no record was told about by whoever read it before; the rest is reported on.
     records = list(record.read_all(folder, notes=[]))
     if not records:
@@ -61,26 +63,27 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     chosen = summarise(records, contexts)
     # A method keeps its colour whichever contexts are asked for.
     looks = styles(everything)
-    files = []
+    files, notes = list[Path](), list[str]()
     claims = read_claims(folder)
-    for summary in chosen:
-        tables = [*all_tables(summary), *class_tables(summary)]
-        tables += [*defense_tables(summary), *holdout_tables(summary)]
-        tables += [claims_table(summary, claims)] if claims else []
-        files += write_tables(folder / "tables", tables, f"{summary.context.slug}-")
-        files += _write_plots(folder / "plots", summary, looks)
-        files += _write_samples(folder, summary)
     axes = find_axes(everything)
     line_looks = axis_styles(axes)
     asked = {summary.context for summary in chosen}
     axes = [axis for axis in axes if asked & axis.contexts]
-    for axis in axes:
-        files += write_tables(
-            folder / "tables", [axis_table(axis)], f"{axis.summary.context.slug}-"
-        )
-        files += _write_axis_plots(folder / "plots", axis, line_looks)
+    with unless_read_only(folder, notes):
+        for summary in chosen:
+            tables = [*all_tables(summary), *class_tables(summary)]
+            tables += [*defense_tables(summary), *holdout_tables(summary)]
+            tables += [claims_table(summary, claims)] if claims else []
+            files += write_tables(folder / "tables", tables, f"{summary.context.slug}-")
+            files += _write_plots(folder / "plots", summary, looks)
+            files += _write_samples(folder, summary)
+        for axis in axes:
+            files += write_tables(
+                folder / "tables", [axis_table(axis)], f"{axis.summary.context.slug}-"
+            )
+            files += _write_axis_plots(folder / "plots", axis, line_looks)
     texts = [*_texts(chosen), *map(_axis_text, axes)]
-    return Report(text="\n\n".join(texts), files=files)
+    return Report("\n\n".join(texts), files, notes)
 
 
 def _texts(summaries: list[Summary]) -> Iterator[str]:
