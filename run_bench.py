@@ -61,6 +61,9 @@ DEFAULTS: dict[str, Any] = {
 }
 """Of every option that a configuration file may set, too."""
 
+MOST_PROCESSES = 1024
+"""More processes or threads than anybody has; the system would give way, not the command."""
+
 OF_TABLES = ("methods", "archs", "defenses", "dataset", "epsilon", "poison_ratio")
 OF_TABLES += ("protect_classes", "clean_part", "holdout")
 """Options that a published table settles."""
@@ -88,6 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         tell(f"error: {error}; nothing finished is lost, the same command goes on")
+        return USAGE
+    except MemoryError:
+        tell("error: what was asked for does not fit into memory; ask for less at a time")
         return USAGE
     except KeyboardInterrupt:
         tell("interrupted; the same command continues")
@@ -478,6 +484,10 @@ def _count(option: str, value: Any) -> int | None:
     count = None if value is None else _whole(option, value)
     if count is not None and count < 1:
         raise UsageError(f"{option} {count} must be 1 or more")
+    if count is not None and count > MOST_PROCESSES:
+        raise UsageError(
+            f"{option} {count} is more than {MOST_PROCESSES}; leave it out for the usual"
+        )
     return count
 
 

@@ -50,6 +50,8 @@ from bench.method import BoundedMethod
 from bench.registry import METHODS
 from bench.seeding import stream
 
+MOST_CROP = 1000
+"""Rows that are made and dropped; noise that lasts so long lasts for ever."""
 OURS = Path(__file__).with_name("ar_processes.npz")
 LISTS = ("coefficients10", "coefficients100", "coefficients_large")
 """Arrays of a file, (classes, 3, 3, 3), in the order in which they are tried."""
@@ -81,6 +83,8 @@ class Autoregressive(BoundedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.crop > MOST_CROP:
+            raise ValueError(f"crop={self.crop} must be at most {MOST_CROP}")
         if self.crop < 2:
             raise ValueError(f"crop={self.crop} must be 2 or more: two rows are drawn, not made")
         if not self.growth > 0:

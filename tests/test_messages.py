@@ -21,7 +21,6 @@ from bench.files import user_path
 from bench.grid import Grid
 from bench.record import load_results
 from bench.registry import ARCHS, DATASETS, DEFENSES, METHODS, load_plugin
-from bench.reports.report import write_report
 from bench.reports.table import Table, frame, machine
 from bench.running.progress import Display
 from bench.running.runner import run
@@ -56,8 +55,13 @@ ONE_LINE = {
         "that one grid may have",
     ),
     "a seed of many digits": (["--seeds", DIGITS], "at most 18 digits"),
+    "more epochs than anybody trains": (["--recipe", f"quick:epochs={'9' * 18}"], "at most 100000"),
+    "more images than fit": (["--dataset", f"synthetic:train={'9' * 18}"], "pixels that are drawn"),
+    "images larger than fit": (["--dataset", f"synthetic:size={'9' * 18}"], "pixels"),
+    "a crop larger than fits": (["--methods", f"ar:crop={'9' * 18}"], "at most 1000"),
     "a range of many digits": (["--seeds", f"0-{DIGITS}"], "at most 18 digits"),
     "workers of many digits": (["--workers", DIGITS], "at most 18 digits"),
+    "more threads than a system has": (["--threads", "100000"], "more than 1024"),
     "a holdout of many digits": (["--holdout", DIGITS], "at most 18 digits"),
     "a crafting seed of many digits": (["--craft-seed", DIGITS], "at most 18 digits"),
     "a setting of many digits": (["--methods", f"sep:steps={DIGITS}"], "at most 18 digits"),

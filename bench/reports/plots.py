@@ -19,6 +19,7 @@ from bench.reports.flags import Flag, Number, flags, settle
 from bench.reports.notes import chance, known, scale
 from bench.reports.summary import Column, Group, Row, Summary
 from bench.reports.table import decimals
+from bench.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -610,10 +611,17 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
         figure: what to write.
         stem: the path without its ending.
     """
+    from matplotlib.text import Text
+
     metadata = {
         "png": {"Software": None},
         "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
     }
+    for part in figure.findobj(Text):
+        assert isinstance(part, Text)
+        lines = "\n".join(map(printable, part.get_text().split("\n")))
+        if lines != part.get_text():
+            part.set_text(lines)
     files = []
     for ending, facts in metadata.items():
         file = stem.with_name(f"{stem.name}.{ending}")
