@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,38 @@ def test_a_pipe_in_place_of_a_file_is_refused_at_once(tmp_path, folders, capsys)
         ["--defenses", f"pretrained-probe:weights={pipe}", "--dataset", "synthetic"],
     ):
         assert "neither a file nor a folder" in refused([*folders, *arguments], capsys)
+
+
+def npy(shape: str, content: bytes) -> bytes:
+    """An .npy file of bytes that says to be of any shape."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + content
+
+
+ARCHIVES = {
+    "a shape with true in it": ([("images.npy", "(True, 16, 16, 3)")], "is damaged"),
+    "more entries than numbers": ([("images.npy", f"({2**64 + 1}, 16, 16, 3)")], "is damaged"),
+    "images and images.npy": (
+        [("images", "(1, 16, 16, 3)"), ("images.npy", "(1, 16, 16, 3)")],
+        "holds 'images' twice",
+    ),
+    "images that are no array": ([("images", "")], "not as an array"),
+    "labels that are no array": (
+        [("images.npy", "(1, 16, 16, 3)"), ("labels", "")],
+        "'labels' twice, or not as an array",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_odd_archives_are_one_line(kind: str, folders, tmp_path, capsys) -> None:  # noqa: F811
+    members, words = ARCHIVES[kind]
+    file = tmp_path / "odd.npz"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, shape in members:
+            archive.writestr(name, npy(shape, bytes(768)))
+    line = refused([*folders, *TINY, "--methods", f"file:{file}", "--plan"], capsys)
+    assert words in line
 
 
 def test_a_link_to_itself_is_one_line(tmp_path, capsys) -> None:
