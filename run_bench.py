@@ -7,23 +7,25 @@ python run_bench.py --describe sep
 
 from __future__ import annotations
 
-import argparse
 import io
+import itertools
 import json
 import re
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bench import check_system
 from bench.compare.cli import COMMANDS, answer
-from bench.component import number
+from bench.component import LONGEST_NUMBER, few, number, whole
 from bench.errors import NOT_RUN, UsageError
+from bench.files import user_path
 from bench.papers.targets import recipes, titles
 from bench.pipes import outliving
 from bench.registry import DEFENSES, REGISTRIES, load_plugin
+from bench.terminal import Parser, open_closed_streams, say, show
 from bench.worst_case import SETS
 
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ DEFAULTS: dict[str, Any] = {
 }
 """Of every option that a configuration file may set, too."""
 
+MOST_PROCESSES = 1024
+"""More processes or threads than anybody has; the system would give way, not the command."""
+
 OF_TABLES = ("methods", "archs", "defenses", "dataset", "epsilon", "poison_ratio")
 OF_TABLES += ("protect_classes", "clean_part", "holdout")
 """Options that a published table settles."""
@@ -66,33 +71,42 @@ OF_TABLES += ("protect_classes", "clean_part", "holdout")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    open_closed_streams()
+    if sys.stderr is None:  # closed: what would be told goes nowhere, least of all to the answer
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal knows ∞
     sys.stdout, sys.stderr = outliving(sys.stdout), outliving(sys.stderr)
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        check_system()
         if words and words[0] in COMMANDS:
             return between_folders(words)
         return command(vars(parser().parse_args(words)))
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return USAGE
     except OSError as error:
-        print(
-            f"error: {error}; nothing finished is lost, the same command goes on", file=sys.stderr
-        )
+        tell(f"error: {error}; nothing finished is lost, the same command goes on")
+        return USAGE
+    except MemoryError:
+        tell("error: what was asked for does not fit into memory; ask for less at a time")
         return USAGE
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        tell("interrupted; the same command continues")
         return INTERRUPTED
     except ImportError as error:
-        print(
+        tell(
             f"error: {error}; install the requirements with `pip install -e .`, and a torchvision "
-            "that belongs to the installed torch",
-            file=sys.stderr,
+            "that belongs to the installed torch"
         )
         return USAGE
+
+
+def tell(line: str) -> None:
+    """A line about the run, on standard error."""
+    say(sys.stderr, line)
 
 
 def command(typed: dict[str, Any]) -> int:
@@ -115,15 +129,15 @@ def between_folders(words: Sequence[str]) -> int:
     """`diff` and `merge`."""
     told = answer(words)
     if told.text:
-        print(told.text)
+        show(told.text)
     for note in told.notes:
-        print(note, file=sys.stderr)
+        tell(note)
     return told.code
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options. None are converted here, so that a file may set them in the same words."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="run_bench.py",
         description="Cross methods that make training images unlearnable with defenses and "
         "architectures. What is recorded already is not run again; the clean control is always "
@@ -192,7 +206,7 @@ def with_defaults(typed: dict[str, Any]) -> dict[str, Any]:
     """Options from the command line, else from the configuration file, else the defaults."""
     options = dict(DEFAULTS)
     if typed["config"]:
-        options |= read_config(Path(typed["config"]))
+        options |= read_config(user_path(typed["config"], pipes=True))
     return options | {key: typed[key] for key in DEFAULTS if typed[key] is not None}
 
 
@@ -202,11 +216,10 @@ def read_config(file: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        with file.open("rb") as handle:
-            found = tomllib.load(handle)
+        found = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors write the mark
     except OSError as error:
         raise UsageError(f"--config {file} cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise UsageError(f"--config {file} is not valid TOML: {error}") from None
     options = {}
     for name, value in found.items():
@@ -254,10 +267,10 @@ def session_of(options: dict[str, Any], typed: dict[str, Any]) -> Session:
         store=_folder(options["store"]),
         data=_folder(options["data_dir"]),
         download=not typed["offline"],
-        plugins=tuple(str(Path(plugin).resolve()) for plugin in typed["plugin"]),
+        plugins=tuple(str(user_path(plugin).resolve()) for plugin in typed["plugin"]),
         jobs_per_gpu=_count("--jobs-per-gpu", options["jobs_per_gpu"]) or 1,
         memory=None if options["memory"] is None else memory(str(options["memory"])),
-        deadline=None if limit is None else time.time() + seconds(str(limit)),
+        deadline=None if limit is None else time.monotonic() + seconds(str(limit)),
         longer=_unlearned(results) if typed["confirm"] else (),
     )
 
@@ -281,9 +294,9 @@ def run_grid(session: Session, options: dict[str, Any], typed: dict[str, Any]) -
     try:
         outcome = run_session(session, workers, threads, sys.stderr)
     except WorkerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return FAILED
-    print(f"{summary(outcome)}, {core_seconds():.0f} core-seconds", file=sys.stderr)
+    tell(f"{summary(outcome)}, {core_seconds():.0f} core-seconds")
     show_report(session.results, outcome, typed["json"])
     if outcome.failed:
         show_failures(outcome.failed)
@@ -295,7 +308,7 @@ def show_failures(failed: Mapping[str, str]) -> None:
     """Why tasks failed or could not be run, a line each."""
     for title, reason in failed.items():
         kind = "not run" if reason.startswith(NOT_RUN) else "failed"
-        print(f"{kind}: {title}: {reason.removeprefix(NOT_RUN)}", file=sys.stderr)
+        tell(f"{kind}: {title}: {reason.removeprefix(NOT_RUN)}")
 
 
 def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
@@ -320,7 +333,7 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
         plans = paper.plan_paper(session, tables, workers, threads, sys.stderr)
         plans += paper_figures.plan_figures(session, figures, workers, threads, sys.stderr)
         as_text = "\n\n".join(map(paper.text_of, plans))
-        print(json.dumps(plans, ensure_ascii=False, indent=1) if typed["json"] else as_text)
+        show(json.dumps(plans, ensure_ascii=False, indent=1) if typed["json"] else as_text)
         return 0
     ended = paper.PaperOutcome()
     if not typed["report_only"]:
@@ -330,22 +343,22 @@ def run_papers(options: dict[str, Any], typed: dict[str, Any]) -> int:
             ended = paper.run_paper(session, tables, workers, threads, sys.stderr)
             paper_figures.run_figures(session, figures, workers, threads, sys.stderr, ended)
         except WorkerError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tell(f"error: {error}")
             return FAILED
-        print(f"{summary(ended.total)}, {core_seconds():.0f} core-seconds", file=sys.stderr)
+        tell(f"{summary(ended.total)}, {core_seconds():.0f} core-seconds")
     elif not session.results.exists():
         raise UsageError(f"{session.results} is not there; run --paper without --report-only first")
     report = paper.report_paper(session.results, tables, session.grid, ended.reasons)
     drawn = paper_figures.report_figures(session.results, figures, session.grid, ended.undrawn)
     for note in dict.fromkeys([*report.notes, *drawn.notes]):
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}")
     texts = "\n\n".join(filter(None, (report.text, drawn.text)))
     numbers = json.dumps(report.numbers | drawn.numbers, ensure_ascii=False)
-    print(numbers if typed["json"] else texts)
+    show(numbers if typed["json"] else texts)
     files = [*report.files, *drawn.files]
     folders = sorted({str(_short(file.parent)) for file in files})
     if files:
-        print(f"written: {len(files)} files in {' and '.join(folders)}", file=sys.stderr)
+        tell(f"written: {len(files)} files in {' and '.join(folders)}")
     show_failures(ended.failed)
     if ended.failed or ended.reasons or ended.undrawn:
         return FAILED
@@ -361,22 +374,23 @@ def show_report(results: Path, outcome: Outcome | None, as_json: bool) -> int:
     notes: list[str] = []
     records = list(record.read_all(results, notes))
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}")
     if outcome is not None:
         keys = {cell.key for cell in outcome.cells}
         contexts = {Context.of(one) for one in records if one["key"] in keys}
         records = [one for one in records if Context.of(one) in contexts]
     if as_json:
-        print(json.dumps(records, ensure_ascii=False))
+        show(json.dumps(records, ensure_ascii=False))
     if outcome is not None and not records:
         return 0
     report = write_report(results, {Context.of(one) for one in records} or None)
     if not as_json:
-        print(f"\n{report.text}\n")
+        show(f"\n{report.text}\n")
     for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}")
     folders = sorted({str(_short(file.parent)) for file in report.files})
-    print(f"written: {len(report.files)} files in {' and '.join(folders)}", file=sys.stderr)
+    if report.files:
+        tell(f"written: {len(report.files)} files in {' and '.join(folders)}")
     return 0
 
 
@@ -387,24 +401,24 @@ def show_list(as_json: bool) -> int:
             registry.kind: {name: entry.summary for name, entry in registry.entries.items()}
             for registry in REGISTRIES
         }
-        print(json.dumps(listed, ensure_ascii=False, indent=1))
+        show(json.dumps(listed, ensure_ascii=False, indent=1))
         return 0
     for registry in REGISTRIES:
-        print(registry.plural)
+        show(registry.plural)
         for name, entry in registry.entries.items():
             shown = f"{name}:{entry.argument.upper()}" if entry.argument else name
-            print(f"  {shown:22} {entry.summary}")
+            show(f"  {shown:22} {entry.summary}")
         if registry is DEFENSES:
             for name, members in SETS.items():
-                print(f"  {name:22} {len(members)} of them: {','.join(members)}")
-        print()
-    print("published tables and figures")
+                show(f"  {name:22} {len(members)} of them: {','.join(members)}")
+        show("")
+    show("published tables and figures")
     for paper, tables in titles().items():
         recipe = recipes()[paper]
         trained = f"; --recipe {recipe} trains as its victims were" if recipe else ""
-        print(f"  {f'{paper}:all':22} all of these{trained}")
+        show(f"  {f'{paper}:all':22} all of these{trained}")
         for name, title in tables.items():
-            print(f"  {f'{paper}:{name}':22} {title}")
+            show(f"  {f'{paper}:{name}':22} {title}")
     return 0
 
 
@@ -413,7 +427,7 @@ def show_description(name: str, as_json: bool) -> int:
     from bench.describe import description, find, text_of
 
     found = description(*find(name))
-    print(json.dumps(found, ensure_ascii=False, indent=1) if as_json else text_of(found))
+    show(json.dumps(found, ensure_ascii=False, indent=1) if as_json else text_of(found))
     return 0
 
 
@@ -422,21 +436,20 @@ def show_plan(session: Session, workers: int | None, threads: int | None, as_jso
     from bench.running.estimate import plan_facts, text_of
 
     facts = plan_facts(session, workers, threads, sys.stderr)
-    print(json.dumps(facts, ensure_ascii=False, indent=1) if as_json else text_of(facts))
+    show(json.dumps(facts, ensure_ascii=False, indent=1) if as_json else text_of(facts))
     return 0
 
 
 def seeds(text: str) -> tuple[int, ...]:
     """Seeds from "0,1,2" or "0-2"."""
-    found: list[int] = []
+    found: list[range] = []
     for piece in filter(None, (part.strip() for part in text.split(","))):
-        if match := re.fullmatch(r"(\d+)-(\d+)", piece):
-            found += range(int(match[1]), int(match[2]) + 1)
-        elif re.fullmatch(r"-?\d+", piece):
-            found.append(int(piece))
-        else:
+        match = re.fullmatch(r"([+-]?\d+)(?:-(\d+))?", piece)
+        if match is None:
             raise UsageError(f"--seeds: '{piece}' is no seed; write 0,1,2 or 0-2")
-    return tuple(dict.fromkeys(found))
+        first = _whole("--seeds", match[1])
+        found.append(range(first, _whole("--seeds", match[2] or first) + 1))
+    return few("seeds", itertools.chain(*found))
 
 
 def craft_seed(text: str) -> int | Literal["each"]:
@@ -446,19 +459,18 @@ def craft_seed(text: str) -> int | Literal["each"]:
 
 def seconds(text: str) -> float:
     """A duration from "9m", "1h30m", "90s" or plain seconds."""
-    units = {"h": 3600, "m": 60, "s": 1}
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", text):
+    units = {"h": 3600, "m": 60, "s": 1, "": 1}
+    part = r"(\d+(?:\.\d+)?)"
+    if not re.fullmatch(rf"{part}|({part}[hms])+", text):
         raise UsageError(f"--time-limit: '{text}' is no duration; write 9m, 1h30m or 90s")
-    return sum(float(n) * units[u] for n, _, u in re.findall(r"(\d+(\.\d+)?)([hms])", text))
+    return sum(float(n) * units[unit] for n, unit in re.findall(rf"{part}([hms]?)", text))
 
 
 def memory(text: str) -> int:
     """Bytes from "4G", "500M" or a plain number; a G is 2^30."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     size = float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " ") if match else 0
-    if size < 2**20:
+    if not 2**20 <= size < 2**63:
         raise UsageError(f"--memory: '{text}' is no size; write 4G or 500M")
     return int(size)
 
@@ -477,26 +489,33 @@ def _numbers(option: str, value: Any) -> tuple[float, ...]:
 
 
 def _folder(value: Any) -> Path:
-    if "\0" in str(value):
-        raise UsageError("a folder's name cannot contain a zero character")
-    return Path(str(value)).expanduser().resolve()
+    return user_path(str(value)).resolve()
 
 
 def _whole(option: str, value: Any, hint: str = "") -> int:
-    if not re.fullmatch(r"-?\d+", str(value)):
-        raise UsageError(f"{option}: '{value}' is not a whole number{hint}")
-    return int(value)
+    try:
+        return whole(str(value))
+    except ValueError:
+        raise UsageError(
+            f"{option}: '{value}' is not a whole number of at most {LONGEST_NUMBER} digits{hint}"
+        ) from None
 
 
 def _count(option: str, value: Any) -> int | None:
     count = None if value is None else _whole(option, value)
     if count is not None and count < 1:
         raise UsageError(f"{option} {count} must be 1 or more")
+    if count is not None and count > MOST_PROCESSES:
+        raise UsageError(
+            f"{option} {count} is more than {MOST_PROCESSES}; leave it out for the usual"
+        )
     return count
 
 
 def core_seconds() -> float:
     """Processor time of this process and of its workers."""
+    import resource  # here, because `check_system` comes first
+
     parts = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(part.ru_utime + part.ru_stime for part in parts)
 

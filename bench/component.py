@@ -16,7 +16,7 @@ import itertools
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar, Union
 
@@ -24,6 +24,12 @@ from bench.errors import UsageError
 from bench.registry import Registry
 
 C = TypeVar("C", bound="Component")
+T = TypeVar("T")
+
+LONGEST_NUMBER = 18
+"""Digits of a whole number; all of so many fit into 64 bits."""
+MOST_VALUES = 10_000
+"""Values that one option may list; each is a table of its own, or multiplies the work."""
 
 
 def setting(default: Any, help: str, *, added: bool = False) -> Any:
@@ -112,7 +118,7 @@ class Spec:
 
 
 _SETTING = re.compile(r"[A-Za-z_][\w-]*\s*=")
-_JOINT = re.compile(r"\+(?=\s*[a-z*?][\w*?-]*\s*(?:[:+]|$))")
+_JOINT = re.compile(r"\+(?=\s*[A-Za-z*?][\w*?-]*\s*(?:[:+]|$))")
 """A plus before the name of a component; a file's name or a number may have others."""
 
 
@@ -149,9 +155,9 @@ def _joined(piece: str, registry: Registry) -> list[str]:
     """The parts of a piece; a file's name is left whole unless every plus precedes a known name."""
     parts = split(piece, _JOINT) if registry.joinable else [piece]
     head = parts[0].partition(":")[0].strip()
-    if head in registry.entries and registry.entry(head).argument is not None:
+    if registry.called(head) and registry.entry(head).argument is not None:
         names = (part.partition(":")[0].strip() for part in parts[1:])
-        if not all(name in registry.entries for name in names):
+        if not all(map(registry.called, names)):
             return [piece]
     return parts
 
@@ -323,9 +329,7 @@ def coerce(text: str, hint: Any) -> Any:
             raise ValueError("write yes or no")
         return words[text.lower()]
     if hint is int:
-        if not re.fullmatch(r"[+-]?\d+", text):
-            raise ValueError("write a whole number")
-        return int(text)
+        return whole(text)
     if hint is float:
         return number(text)
     return text
@@ -341,6 +345,28 @@ def number(text: str) -> float:
     if value != value or value in (float("inf"), float("-inf")):
         raise ValueError("write a finite number")
     return value
+
+
+def whole(text: str) -> int:
+    """A whole number of at most 18 digits, which every library takes."""
+    if not re.fullmatch(r"[+-]?\d+", text):
+        raise ValueError("write a whole number")
+    if len(text.lstrip("+-")) > LONGEST_NUMBER:
+        raise ValueError(f"write a whole number of at most {LONGEST_NUMBER} digits")
+    return int(text)
+
+
+def few(what: str, values: Iterable[T]) -> tuple[T, ...]:
+    """Each value once.
+
+    Raises:
+        UsageError: if there are more than `MOST_VALUES`.
+    """
+    # One more tells that there are too many, without making room for three billion of them.
+    found = tuple(dict.fromkeys(itertools.islice(values, MOST_VALUES + 1)))
+    if len(found) > MOST_VALUES:
+        raise UsageError(f"more than {MOST_VALUES} {what}; ask for fewer at a time")
+    return found
 
 
 def canonical(component: Component, registry: Registry) -> str:

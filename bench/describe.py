@@ -29,9 +29,10 @@ def find(name: str) -> tuple[Registry, str]:
     """
     kind, colon, rest = name.partition(":")
     among = [r for r in REGISTRIES if not colon or r.kind == kind]
-    found = [registry for registry in among if (rest if colon else name) in registry.entries]
-    if found:
-        return found[0], rest if colon else name
+    for registry in among:
+        known = registry.called(rest if colon else name)
+        if known is not None:
+            return registry, known
     if name in SETS:
         raise UsageError(f"'{name}' stands for several defenses: {', '.join(SETS[name])}")
     known = [entry for registry in REGISTRIES for entry in registry.entries]
@@ -64,6 +65,7 @@ def description(registry: Registry, name: str) -> dict[str, Any]:
         "summary": entry.summary,
         "defined": entry.origin,
         "also": [f"{r.kind}:{name}" for r in REGISTRIES if r is not registry and name in r.entries],
+        "called": list(entry.also),
         "paper": cls.paper,
         "about": inspect.cleandoc(cls.__doc__ or "").partition("\n")[2].strip(),
         "settings": settings,
@@ -112,6 +114,8 @@ def text_of(facts: dict[str, Any]) -> str:
         lines += ["", facts["about"]]
     if facts["also"]:
         lines += ["", f"Also of this name: {', '.join(facts['also'])}."]
+    if facts["called"]:
+        lines += ["", f"Papers call it {' or '.join(facts['called'])}, which is understood, too."]
     if facts["paper"]:
         lines += ["", f"paper     {facts['paper']}"]
     if "budget" in facts:

@@ -30,9 +30,12 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("not a device to train on")
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise RuntimeError("this machine has none")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        # PyTorch goes on for a screenful; what is wrong stands in its first sentence.
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise UsageError(
             f"device '{name}' cannot be used ({reason}); write auto, cpu, cuda or cuda:N"
         ) from None

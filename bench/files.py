@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from bench.errors import UsageError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -80,6 +82,59 @@ def known_only() -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text as `write_with` does."""
     write_with(path, lambda file: file.write(text.encode()))
+
+
+def user_path(text: str | Path, *, pipes: bool = False) -> Path:
+    """A path as people write it, `~` standing for their home.
+
+    Args:
+        text: what they wrote.
+        pipes: whether it may also be a pipe or a device, which are read once and may never end.
+
+    Raises:
+        UsageError: if nothing can be called so, or it is something else than a file or a folder.
+    """
+    if "\0" in str(text):
+        raise UsageError("the name of a file or folder cannot contain a zero character")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        user = str(text).partition("/")[0]
+        raise UsageError(
+            f"'{text}': nobody's home here is {user}; write ./{text} for a name that begins so"
+        ) from None
+    try:
+        odd = path.resolve().exists() and not (pipes or path.is_file() or path.is_dir())
+    except RuntimeError:
+        raise UsageError(f"'{text}' is a link that leads to itself") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"'{text}' is longer than a name can be") from None
+        return path  # whoever opens it tells why that fails
+    if odd:
+        raise UsageError(f"'{text}' is neither a file nor a folder; copy what it gives to a file")
+    return path
+
+
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def unless_read_only(folder: Path, notes: list[str]) -> Iterator[None]:
+    """Write what can be done without; where the folder may not be written, note that and go on.
+
+    Args:
+        folder: for the note.
+        notes: takes a line, once.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        note = f"tables and plots are not kept: {folder} cannot be written ({error.strerror})"
+        if note not in notes:
+            notes.append(note)
 
 
 def _sync_folder(folder: Path) -> None:

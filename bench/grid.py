@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from bench.component import (
     bracket,
     build,
     canonical,
+    few,
     parse,
     parse_one,
     split,
@@ -47,6 +49,8 @@ C = TypeVar("C", bound=Component)
 
 SCHEMA = 1
 """Part of every identity; raise it when the meaning of an identity changes."""
+MOST_CELLS = 100_000
+"""Of a grid: more take longer to list than anybody waits."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Grid:
         # Equal grids must have equal keys, whether they were typed with 1, 1.0 or range(2).
         for name, kind in (("seeds", int), ("poison_ratio", float), ("epsilon", float)):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, _each(getattr(self, name), kind))
+                object.__setattr__(self, name, _each(name, getattr(self, name), kind))
         if not self.seeds:
             raise UsageError("no seeds given; write --seeds 0 or --seeds 0,1,2")
         if not self.poison_ratio or self.epsilon == ():
@@ -111,10 +115,10 @@ class Grid:
                 )
 
 
-def _each(values: Any, kind: Callable[[Any], Any]) -> tuple[Any, ...]:
+def _each(name: str, values: Any, kind: Callable[[Any], Any]) -> tuple[Any, ...]:
     """One value or several, each once."""
     several = values if isinstance(values, Iterable) else (values,)
-    return tuple(dict.fromkeys(map(kind, several)))
+    return few(name, map(kind, several))
 
 
 @dataclass(frozen=True)
@@ -380,6 +384,10 @@ class Expansion:
             raise UsageError(
                 f"holdout {self.grid.holdout} leaves nothing of {len(data.train)} training images"
             )
+        axes = (self.methods, self.defenses, self.archs, self.grid.seeds, self.grid.poison_ratio)
+        count = math.prod(map(len, axes))
+        if count > MOST_CELLS:
+            raise UsageError(f"{count} cells are more than the {MOST_CELLS} that one grid may have")
         classes = self.protected_classes(data.train)
         usual = [data.train.classes.index(name) for name in self.source.protected_classes]
         cells: dict[str, Cell] = {}

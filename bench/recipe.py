@@ -10,6 +10,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from bench.component import Component, setting
 
+MOST_EPOCHS = 100_000
+"""Each is a row of every record."""
+
 
 def batches(images: int, size: int, *, whole: bool = False) -> list[slice]:
     """Cut a pass over so many images into the batches that a network in training learns from.
@@ -78,6 +81,8 @@ class Recipe(Component):
         for key in ("momentum", "weight_decay", "crop_padding", "warmup_epochs"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)} must not be negative")
+        if self.epochs > MOST_EPOCHS:
+            raise ValueError(f"epochs={self.epochs} must be at most {MOST_EPOCHS}")
         for key in ("train_images", "curve_images", "clip_grad"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise ValueError(f"{key}={getattr(self, key)} must be above 0, or none")

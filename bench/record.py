@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UsageError
-from bench.files import sealed, unsealed, write_text
+from bench.files import sealed, unsealed, user_path, write_text
 from bench.soundness import fault
 
 if TYPE_CHECKING:
@@ -334,7 +334,7 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / "cells").is_dir():
         raise UsageError(f"{folder} holds no records (no folder {folder / 'cells'})")
     return pd.DataFrame(list(read_all(folder)), columns=[*FIELDS, *LATER_FIELDS])

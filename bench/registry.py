@@ -21,6 +21,8 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,9 +32,13 @@ from types import ModuleType
 from typing import TypeVar
 
 from bench.errors import UsageError
+from bench.files import user_path
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T", bound=type)
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+"""What can be typed as a name; settings, patterns and joints have other characters."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Entry:
     """The setting that may follow the name without `key=`, as the path in `file:PATH`."""
     in_all: bool
     """Whether `all` and globs stand for it, too."""
+    also: tuple[str, ...]
+    """What papers call it."""
     file: Path
     line: int
     module: str | None
@@ -64,11 +72,20 @@ class Registry:
         kind: what one of them is called in messages, such as "method".
         variable: the name of this object in source code, by which decorators are recognised.
         package: dotted name of the package whose files are searched.
+        base: dotted name of the class that all of them are derived from.
         joinable: whether several joined by "+" make one.
     """
 
-    def __init__(self, kind: str, variable: str, package: str, *, joinable: bool = False) -> None:
-        self.kind, self.variable, self.package = kind, variable, package
+    def __init__(
+        self,
+        kind: str,
+        variable: str,
+        package: str,
+        base: str = "bench.component.Component",
+        *,
+        joinable: bool = False,
+    ) -> None:
+        self.kind, self.variable, self.package, self.base = kind, variable, package, base
         self.joinable = joinable
         self._classes: dict[str, type] = {}
         self.plugins: list[Path] = []
@@ -79,7 +96,12 @@ class Registry:
         return f"{self.kind[:-1]}ies" if self.kind.endswith("y") else f"{self.kind}s"
 
     def register(
-        self, name: str, *, argument: str | None = None, in_all: bool = True
+        self,
+        name: str,
+        *,
+        argument: str | None = None,
+        in_all: bool = True,
+        also: tuple[str, ...] = (),
     ) -> Callable[[T], T]:
         """Class decorator: make the class known under `name`.
 
@@ -88,8 +110,9 @@ class Registry:
             argument: the setting that may follow the name without `key=`.
             in_all: whether `all` and globs stand for it, too; they never do for those that need
                 an argument.
+            also: what papers call it; understood wherever the name is, and shown nowhere else.
         """
-        del argument, in_all  # read from the source, so that they are known before the import
+        del argument, in_all, also  # read from the source, so that they are known before the import
 
         def decorate(cls: T) -> T:
             known = self._classes.get(name)
@@ -118,15 +141,34 @@ class Registry:
             found[entry.name] = entry
         return dict(sorted(found.items()))
 
+    @cached_property
+    def _spellings(self) -> dict[str, str]:
+        """Names by what is left of them, and of what papers call them, without case and hyphens."""
+        known = {_folded(name): name for name in self.entries}
+        for name, entry in self.entries.items():
+            for other in map(_folded, entry.also):
+                if known.setdefault(other, name) != name:
+                    raise UsageError(
+                        f"{self.kind} '{name}' is also called as '{known[other]}' is; see "
+                        f"{entry.origin}"
+                    )
+        return known
+
+    def called(self, name: str) -> str | None:
+        """The registered name of what somebody calls `name`, in any case, or None."""
+        return name if name in self.entries else self._spellings.get(_folded(name))
+
     def entry(self, name: str) -> Entry:
         """The entry called `name`; an unknown name lists the nearest and all others."""
-        if name not in self.entries:
+        known = self.called(name)
+        if known is None:
             raise UsageError(self._unknown(name))
-        return self.entries[name]
+        return self.entries[known]
 
     def get(self, name: str) -> type:
         """The class registered as `name`, importing its file if need be."""
         entry = self.entry(name)
+        name = entry.name
         if name not in self._classes:
             try:
                 _import(entry)
@@ -135,6 +177,7 @@ class Registry:
                     raise
                 reason = f"{type(error).__name__}: {error}"
                 raise UsageError(f"plug-in {entry.file} cannot be imported ({reason})") from error
+            self._check(entry)
             if not entry.file.is_relative_to(ROOT):
                 # Others' files change without a version: their content is part of what they are.
                 content = hashlib.sha256(entry.file.read_bytes())
@@ -147,10 +190,10 @@ class Registry:
         Patterns match neither components that need an argument, such as `file:PATH`, nor those
         that only make sense when asked for.
         """
-        if pattern != "all" and not any(character in pattern for character in "*?["):
+        if pattern.lower() != "all" and not any(character in pattern for character in "*?["):
             return [self.entry(pattern).name]
         plain = [name for name, entry in self.entries.items() if entry.in_all]
-        names = plain if pattern == "all" else fnmatch.filter(plain, pattern)
+        names = plain if pattern.lower() == "all" else fnmatch.filter(plain, pattern.lower())
         if not names:
             raise UsageError(
                 f"no {self.kind} matches '{pattern}'; there are: {', '.join(self.entries)}"
@@ -163,7 +206,7 @@ class Registry:
         count = len(self._scan(file, None))
         if count and file not in self.plugins:
             self.plugins.append(file)
-            self.__dict__.pop("entries", None)
+            self._scan_again()
         return count
 
     def forget(self, file: Path) -> None:
@@ -171,10 +214,30 @@ class Registry:
         module = _plugin_module(file)
         self._classes = {k: c for k, c in self._classes.items() if c.__module__ != module}
         self.plugins = [known for known in self.plugins if known != file.resolve()]
-        self.__dict__.pop("entries", None)
+        self._scan_again()
+
+    def _scan_again(self) -> None:
+        for found in ("entries", "_spellings"):
+            self.__dict__.pop(found, None)
+
+    def _check(self, entry: Entry) -> None:
+        """Raise UsageError unless importing it has registered a class of this kind."""
+        cls = self._classes.get(entry.name)
+        module, _, name = self.base.rpartition(".")
+        base = getattr(importlib.import_module(module), name)
+        if cls is None:
+            fault = "was not registered when the file was run; decorate the class at its top level"
+        elif not (isinstance(cls, type) and issubclass(cls, base)):
+            fault = f"is no {name}; derive its class from {self.base}"
+        elif not set(inspect.get_annotations(cls)) <= set(cls.__dataclass_fields__):
+            fault = "is no dataclass; write @dataclass(frozen=True) below the registration"
+        else:
+            return
+        self._classes.pop(entry.name, None)
+        raise UsageError(f"{self.kind} '{entry.name}' in {entry.origin} {fault}")
 
     def _unknown(self, name: str) -> str:
-        near = difflib.get_close_matches(name, self.entries, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name.lower(), self.entries, n=3, cutoff=0.5)
         guess = f"did you mean {' or '.join(near)}? There" if near else "there"
         return f"unknown {self.kind} '{name}'; {guess} are: {', '.join(self.entries)}"
 
@@ -200,7 +263,7 @@ class Registry:
     def _scan(self, file: Path, module: str | None) -> list[Entry]:
         """Components that a source file registers here, in the order in which they stand."""
         try:
-            source = file.read_text(encoding="utf-8")
+            source = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{file} cannot be read as UTF-8 text ({error})") from None
         if f"{self.variable}.register" not in source:
@@ -209,6 +272,8 @@ class Registry:
             tree = ast.parse(source)
         except SyntaxError as error:
             raise UsageError(f"{file}:{error.lineno} is not valid Python: {error.msg}") from None
+        except (ValueError, RecursionError, MemoryError) as error:  # zero bytes, endless brackets
+            raise UsageError(f"{file} is not valid Python: {error}") from None
         entries = []
         for node in tree.body:
             if not isinstance(node, ast.ClassDef):
@@ -222,16 +287,25 @@ class Registry:
                 try:
                     name = ast.literal_eval(call.args[0])
                     keywords = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
-                except (ValueError, IndexError):
+                    argument, also = keywords.get("argument"), tuple(keywords.get("also", ()))
+                    for text in (name, argument or name, *also):
+                        if not _NAME.fullmatch(text):
+                            raise ValueError
+                except (ValueError, IndexError, TypeError):
                     raise UsageError(
-                        f"{file}:{call.lineno}: write the name out, as in "
-                        f'@{self.variable}.register("name")'
+                        f"{file}:{call.lineno}: write the name out, with letters, digits, hyphens "
+                        f'and dots, as in @{self.variable}.register("my-{self.kind}")'
                     ) from None
                 summary = (ast.get_docstring(node) or "").partition("\n")[0]
-                argument = keywords.get("argument")
-                in_all = argument is None and keywords.get("in_all", True)
-                entries.append(Entry(name, summary, argument, in_all, file, call.lineno, module))
+                in_all = argument is None and bool(keywords.get("in_all", True))
+                entries.append(
+                    Entry(name, summary, argument, in_all, also, file, call.lineno, module)
+                )
         return entries
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def _locate(module: str) -> Path | None:
@@ -264,12 +338,12 @@ def _import(entry: Entry) -> ModuleType:
     return module
 
 
-METHODS = Registry("method", "METHODS", "methods", joinable=True)
-DEFENSES = Registry("defense", "DEFENSES", "defenses", joinable=True)
-ARCHS = Registry("architecture", "ARCHS", "bench.archs")
-DATASETS = Registry("dataset", "DATASETS", "bench.datasets")
-RECIPES = Registry("recipe", "RECIPES", "bench.recipes")
-STUDIES = Registry("study", "STUDIES", "bench.studies")
+METHODS = Registry("method", "METHODS", "methods", "bench.method.Method", joinable=True)
+DEFENSES = Registry("defense", "DEFENSES", "defenses", "bench.defense.Defense", joinable=True)
+ARCHS = Registry("architecture", "ARCHS", "bench.archs", "bench.network.Arch")
+DATASETS = Registry("dataset", "DATASETS", "bench.datasets", "bench.data.DatasetSource")
+RECIPES = Registry("recipe", "RECIPES", "bench.recipes", "bench.recipe.Recipe")
+STUDIES = Registry("study", "STUDIES", "bench.studies", "bench.study.Study")
 REGISTRIES = (METHODS, DEFENSES, ARCHS, DATASETS, RECIPES, STUDIES)
 
 
@@ -285,7 +359,7 @@ def load_plugin(path: str) -> None:
     Raises:
         UsageError: if there is no such file or it registers nothing.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         raise UsageError(f"plug-in '{path}' is not a file; give the path of a Python file")
     if not sum(registry.add_plugin(file) for registry in REGISTRIES):

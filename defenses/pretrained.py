@@ -46,6 +46,7 @@ from bench.component import canonical, setting
 from bench.data import ImageDataset
 from bench.defense import Defense, SideInformation
 from bench.errors import NotRunError, UsageError
+from bench.files import user_path
 from bench.network import Arch, Network
 from bench.recipe import Recipe
 from bench.registry import ARCHS, DEFENSES
@@ -160,7 +161,7 @@ class Pretrained(Defense):
 
     @property
     def _file(self) -> Path:
-        return Path(self.weights).expanduser()
+        return user_path(self.weights)
 
     def _hash(self) -> str:
         try:

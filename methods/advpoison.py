@@ -38,7 +38,7 @@ from bench.recipe import FOWL, Recipe
 from bench.registry import METHODS
 
 
-@METHODS.register("advpoison")
+@METHODS.register("advpoison", also=("TAP",))
 @dataclass(frozen=True)
 class AdversarialPoison(BoundedMethod):
     """Targeted adversarial examples of one surrogate, through random crops (TAP)."""

@@ -52,10 +52,13 @@ from bench.component import setting
 from bench.crafting import Crafting
 from bench.data import ImageDataset, chunks, portion
 from bench.errors import UsageError
+from bench.files import user_path
 from bench.method import BoundedMethod
 from bench.registry import METHODS
 from bench.seeding import stream
 
+MOST_CROP = 1000
+"""Rows that are made and dropped; noise that lasts so long lasts for ever."""
 SHIPPED = {
     "authors": Path(__file__).with_name("ar_authors.npz"),
     "ours": Path(__file__).with_name("ar_processes.npz"),
@@ -96,6 +99,8 @@ class Autoregressive(BoundedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.crop > MOST_CROP:
+            raise ValueError(f"crop={self.crop} must be at most {MOST_CROP}")
         if self.crop < 2:
             raise ValueError(f"crop={self.crop} must be 2 or more: two rows are drawn, not made")
         if not self.growth > 0:
@@ -164,7 +169,7 @@ class Autoregressive(BoundedMethod):
 
     def _content(self) -> bytes:
         """The file's bytes."""
-        place = SHIPPED.get(self.coefficients) or Path(self.coefficients).expanduser()
+        place = SHIPPED.get(self.coefficients) or user_path(self.coefficients)
         try:
             with place.open("rb") as file:
                 content = file.read(MOST_BYTES + 1)

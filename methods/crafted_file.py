@@ -30,6 +30,7 @@ from bench.component import setting
 from bench.crafting import Crafting
 from bench.data import ImageDataset, portion, to_unit
 from bench.errors import UsageError
+from bench.files import user_path
 from bench.method import Method
 from bench.registry import METHODS
 
@@ -37,7 +38,7 @@ ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 DAMAGE = (
     *(OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, TypeError, OverflowError),  # headers with odd shapes
 )
 """What reading a damaged archive may raise."""
 ROUND_OFF = 1e-5
@@ -124,7 +125,7 @@ class CraftedFile(Method):
 
     @property
     def _file(self) -> Path:
-        return Path(self.path).expanduser()
+        return user_path(self.path)
 
     def _source(self) -> Arrays | Pictures:
         """A reader that suits the file; it has looked at names and headers only."""
@@ -296,11 +297,14 @@ class Arrays:
             if not self._compressed:
                 return {"images": np.load(self._path, mmap_mode="r", allow_pickle=False)}
             with zipfile.ZipFile(self._path) as archive:
+                members = archive.namelist()
                 sizes = {info.filename: info.file_size for info in archive.infolist()}
             with np.load(self._path, allow_pickle=False) as archive:
                 found = {}
                 for name in ("images", "labels", "rows", "index"):
                     if name in archive:
+                        if members.count(f"{name}.npy") != 1 or name in members:
+                            raise self._wrong(f"holds '{name}' twice, or not as an array")
                         if sizes.get(f"{name}.npy", 0) > limit + 2**20:
                             raise self._wrong(
                                 f"unpacks '{name}' to {sizes[f'{name}.npy'] / 1e6:.0f} MB, where "

@@ -65,7 +65,7 @@ PER_BATCH = 4
 """Gradients counted for an image of a batch: three for a double backward, one for a real step."""
 
 
-@METHODS.register("deepconfuse")
+@METHODS.register("deepconfuse", also=("DC",))
 @dataclass(frozen=True)
 class DeepConfuse(BoundedMethod):
     """Noise from a U-Net that learns through one training step of a classifier."""

@@ -51,7 +51,7 @@ DECAYS = (0.4, 0.8)
 """Shares of the iterations after which the learning rate is divided by ten."""
 
 
-@METHODS.register("rule")
+@METHODS.register("rule", also=("REM",))
 @dataclass(frozen=True)
 class RobustErrorMinimising(BoundedMethod):
     """Error-minimising noise against an adversarially trained network (REM)."""

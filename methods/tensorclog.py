@@ -50,7 +50,7 @@ from bench.registry import METHODS
 from bench.second_order import Learner, Measure, Move, WeightGradientMethod
 
 
-@METHODS.register("tensorclog")
+@METHODS.register("tensorclog", also=("TC",))
 @dataclass(frozen=True)
 class TensorClog(WeightGradientMethod):
     """Batches whose whole weight gradient is short, through random shifts."""

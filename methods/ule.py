@@ -32,7 +32,7 @@ from bench.recipe import batches
 from bench.registry import METHODS
 
 
-@METHODS.register("ule")
+@METHODS.register("ule", also=("EMN", "EM", "UE"))
 @dataclass(frozen=True)
 class ErrorMinimising(BoundedMethod):
     """Error-minimising noise, for each sample or each class, trained with its own network."""

@@ -13,7 +13,17 @@ SOURCES = sorted(
     file for folder in ("bench", "methods", "defenses") for file in (ROOT / folder).rglob("*.py")
 )
 LEAVES_TO_USERS = [
-    {"errors", "seeding", "files", "augment", "replay", "policies", "gaussian_mixture", "bfloat16"},
+    {
+        "errors",
+        "terminal",
+        "seeding",
+        "files",
+        "augment",
+        "replay",
+        "policies",
+        "gaussian_mixture",
+        "bfloat16",
+    },
     {"registry"},
     {"component"},
     {

@@ -127,9 +127,11 @@ def test_one_seed_has_no_spread() -> None:
 def test_latex_and_markdown_escape_what_they_must() -> None:
     label = r"file:a_b&50%#1^2~{x}\y$|*"
     table = main_table(summary([record("file", method_label=label)]))
-    escaped = r"file:a\_b\&50\%\#1\textasciicircum{}2\textasciitilde{}\{x\}\textbackslash{}y\$|*"
+    escaped = (
+        r"file:a\_b\&50\%\#1\textasciicircum{}2\textasciitilde{}\{x\}\textbackslash{}y\$\textbar{}*"
+    )
     assert escaped in table.latex()
-    assert r"file:a\_b&50%#1^2\~{x}\\y$\|\*" in table.markdown()
+    assert r"file:a\_b&50%#1^2\~{x}\\y\$\|\*" in table.markdown()
 
 
 def test_low_train_accuracy_is_judged_against_the_control() -> None:

@@ -16,7 +16,7 @@ BOTTLENECK = 4
 """Channels of a layer's 1x1 convolution per channel that the layer adds."""
 
 
-@ARCHS.register("dn121")
+@ARCHS.register("dn121", also=("DenseNet-121",))
 @dataclass(frozen=True)
 class DenseNet121(ScalableArch):
     """DenseNet-121 with a 3x3 stem; 1.0 M parameters at growth 12, 7.0 M at 32.

@@ -9,7 +9,7 @@ from bench.archs.residual import BasicBlock, ResidualArch, Stage
 from bench.registry import ARCHS
 
 
-@ARCHS.register("rn18")
+@ARCHS.register("rn18", also=("ResNet-18",))
 @dataclass(frozen=True)
 class ResNet18(ResidualArch):
     """ResNet-18 with a 3x3 stem and no max-pool; 11.2 M parameters.

@@ -9,7 +9,7 @@ from bench.archs.residual import BasicBlock, ResidualArch, Stage
 from bench.registry import ARCHS
 
 
-@ARCHS.register("rn34")
+@ARCHS.register("rn34", also=("ResNet-34",))
 @dataclass(frozen=True)
 class ResNet34(ResidualArch):
     """ResNet-34 with a 3x3 stem and no max-pool; 21.3 M parameters.

@@ -13,7 +13,7 @@ BOTTLENECK = 4
 """Channels that a block gives for each that its 3x3 convolution sees."""
 
 
-@ARCHS.register("rn50")
+@ARCHS.register("rn50", also=("ResNet-50",))
 @dataclass(frozen=True)
 class ResNet50(ResidualArch):
     """ResNet-50 with a 3x3 stem and no max-pool; 23.5 M parameters.

@@ -10,7 +10,7 @@ from bench.component import setting
 from bench.registry import ARCHS
 
 
-@ARCHS.register("wrn34-10")
+@ARCHS.register("wrn34-10", also=("WideResNet-34-10",))
 @dataclass(frozen=True)
 class WideResNet34(ResidualArch):
     """WideResNet of depth 34 and widening factor 10, pre-activation; 46.2 M parameters.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench.errors import UsageError
+from bench.files import user_path
+from bench.terminal import Parser
 
 INCOMPLETE, REFUSED = 1, 2
 """Exit codes: something was left out or not reproduced; nothing was done."""
@@ -30,9 +30,9 @@ class Answer:
     code: int = 0
 
 
-def diff_parser() -> argparse.ArgumentParser:
+def diff_parser() -> Parser:
     """The options of `diff`."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="run_bench.py diff",
         description="Which numbers moved between two results folders, by how many standard errors "
         "over victim seeds, which cells only one has, and what differs in settings or versions. "
@@ -51,9 +51,9 @@ def diff_parser() -> argparse.ArgumentParser:
     return made
 
 
-def merge_parser() -> argparse.ArgumentParser:
+def merge_parser() -> Parser:
     """The options of `merge`."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="run_bench.py merge",
         description="Fold the records, of cells and of studies, and the samples of several results "
         "folders together. Of records with equal keys and results one stays (with the most fields, "
@@ -86,11 +86,11 @@ def diff(words: Sequence[str]) -> Answer:
     from bench.files import write_text
 
     typed = diff_parser().parse_args(words)
-    out = None if typed.out is None else Path(typed.out).expanduser()
+    out = None if typed.out is None else user_path(typed.out)
     if out is not None and out.suffix not in FORMATS:
         raise UsageError(f"--out {typed.out} must end in {', '.join(FORMATS)}")
     notes: list[str] = []
-    folders = [Path(folder).expanduser() for folder in (typed.a, typed.b)]
+    folders = [user_path(folder) for folder in (typed.a, typed.b)]
     a, b = (read_folder(folder, notes) for folder in folders)
     studies = compare_studies(*(read_studies(folder, notes) for folder in folders))
     code = INCOMPLETE if notes else 0
@@ -115,8 +115,8 @@ def merge(words: Sequence[str]) -> Answer:
     from bench.compare.merge import merge as merge_folders
 
     typed = merge_parser().parse_args(words)
-    into = Path(typed.into).expanduser()
-    folders = [Path(folder).expanduser() for folder in typed.folders]
+    into = user_path(typed.into)
+    folders = [user_path(folder) for folder in typed.folders]
     try:
         done = merge_folders(folders, into)
     except ConflictError as error:

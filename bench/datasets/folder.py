@@ -15,6 +15,7 @@ from bench.data import DatasetSource, Places, Splits
 from bench.datasets.pictures import ENDINGS, decode_all, fingerprint, halves, pictures
 from bench.decoded import kept
 from bench.errors import UsageError
+from bench.files import user_path
 from bench.registry import DATASETS
 from bench.seeding import stream
 
@@ -52,7 +53,7 @@ class Folder(DatasetSource):
     @property
     def title(self) -> str:
         """The folder's own name."""
-        return Path(self.path).expanduser().resolve().name or self.name
+        return user_path(self.path).resolve().name or self.name
 
     def settings(self) -> dict[str, Any]:
         """All but the path: results belong to the images, wherever they lie."""
@@ -64,7 +65,7 @@ class Folder(DatasetSource):
         Raises:
             UsageError: if the folder, its classes or one of its images cannot be used.
         """
-        root = Path(self.path).expanduser()
+        root = user_path(self.path)
         if not root.is_dir():
             raise UsageError(f"'{self.path}' is not a folder; give one with a subfolder per class")
         root = root.resolve()

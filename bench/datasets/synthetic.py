@@ -19,6 +19,10 @@ _COARSE = 4
 """Cells along each side of the coarse grid from which a smooth pattern is interpolated."""
 
 
+MOST_PIXELS = 10**9
+"""Some seventy times as many as CIFAR-10 has."""
+
+
 @DATASETS.register("synthetic")
 @dataclass(frozen=True)
 class Synthetic(DatasetSource):
@@ -50,6 +54,11 @@ class Synthetic(DatasetSource):
             )
         if self.size < _COARSE:
             raise ValueError(f"size={self.size}: there must be at least {_COARSE} pixels")
+        if (self.train + self.test + self.classes) * self.size**2 > MOST_PIXELS:
+            raise ValueError(
+                f"train={self.train}, test={self.test} and size={self.size} are more than the "
+                f"{MOST_PIXELS} pixels that are drawn"
+            )
         if self.noise < 0:
             raise ValueError(f"noise={self.noise}: it must not be negative")
 

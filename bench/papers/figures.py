@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from bench import record
 from bench.device import choose_device
 from bench.errors import UsageError
+from bench.files import unless_read_only
 from bench.grid import Grid
 from bench.papers.lookup import NO_RECORD
 from bench.papers.material import FigureGrid, Material, needs_images, study_of
@@ -39,6 +40,7 @@ from bench.running.runner import run_session
 from bench.running.session import Session
 from bench.running.work import provenance
 from bench.study import StudyJob, Tools
+from bench.terminal import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,8 +69,8 @@ def run_figures(
         if session.time_is_up():
             made.unfinished += 1
             continue
-        stream.write(f"\n{figure.label}: {figure.title}\n")
-        stream.flush()
+        say(stream, "")
+        say(stream, f"{figure.label}: {figure.title}")
         try:
             if not needs_images(figure):
                 _measure_at_once(session, figure)
@@ -81,7 +83,7 @@ def run_figures(
                 reasons = (f"{title}: {why}" for title, why in outcome.failed.items())
                 made.undrawn[figure.label] = "; ".join(reasons)
         except UsageError as error:
-            stream.write(f"not run: {error}\n")
+            say(stream, f"not run: {error}")
             made.undrawn[figure.label] = str(error)
 
 
@@ -162,8 +164,9 @@ def _report(results: Path, figure: PaperFigure, base: Grid, reason: str | None) 
         why = reason or _absence(wanted)
         return PaperReport(f"{heading}\n{figure.title}\nnot drawn: {why}", [], {}, notes)
     files: list[Path] = []
-    for picture, name in zip(pictures, _numbered(stem, len(pictures)), strict=True):
-        files += save_figure(picture, results / "plots" / name)
+    with unless_read_only(results, notes):
+        for picture, name in zip(pictures, _numbered(stem, len(pictures)), strict=True):
+            files += save_figure(picture, results / "plots" / name)
     drawn = [f"drawn: plots/{file.name}" for file in files if file.suffix == ".png"]
     told = [f"The paper shows: {figure.shows}", *figure.quirks, *figure.departures(wanted.scale)]
     told += [f"No record: {', '.join(material.missing)}"] if material.missing else []
@@ -181,8 +184,9 @@ def _report(results: Path, figure: PaperFigure, base: Grid, reason: str | None) 
         )
         for table, name in zip(tables, _numbered(stem, len(tables)), strict=True)
     ]
-    files += write_tables(results / "tables", tables)
-    _remove_stale(results, stem, files)
+    with unless_read_only(results, notes):
+        files += write_tables(results / "tables", tables)
+        _remove_stale(results, stem, files)
     numbers = {
         table.name: json.loads(table.numbers.to_json(orient="records") or "[]") for table in tables
     }

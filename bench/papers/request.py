@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from bench import record
 from bench.errors import UsageError
+from bench.files import unless_read_only
 from bench.grid import Expansion, Grid
 from bench.papers.claims import judgements, paper_claims_table
 from bench.papers.lookup import Reasons, Scale, look_up, normal
@@ -23,6 +24,7 @@ from bench.running.estimate import plan_facts
 from bench.running.estimate import text_of as grid_text
 from bench.running.runner import Outcome, run_session
 from bench.running.session import Session
+from bench.terminal import say
 
 
 @dataclass(frozen=True)
@@ -173,12 +175,12 @@ def run_paper(
         if session.time_is_up():
             made.unfinished += 1
             continue
-        stream.write(f"\ngrid {number} of {len(grids)}: {one.title}\n")
-        stream.flush()
+        say(stream, "")
+        say(stream, f"grid {number} of {len(grids)}: {one.title}")
         try:
             outcome = run_session(replace(session, grid=one.grid), workers, threads, stream)
         except UsageError as error:
-            stream.write(f"not run: {error}\n")
+            say(stream, f"not run: {error}")
             made.reasons |= dict.fromkeys(one.places, str(error))
             continue
         made.outcomes.append(outcome)
@@ -244,7 +246,8 @@ def report_paper(
         made += [paper_claims_table(table, found, cells, scale)] if found else []
         beside = statistics_table(table, cells, scale)
         made += [beside] if len(beside.cells) else []
-        files += write_tables(results / "tables", made)
+        with unless_read_only(results, notes):
+            files += write_tables(results / "tables", made)
         heading = f"{table.label}\n{'=' * len(table.label)}\n\n" if len(tables) > 1 else ""
         texts.append(heading + join(made))
         for one in made:

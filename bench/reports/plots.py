@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from bench.reports.flags import Flag, Number, flags, settle
 from bench.reports.notes import chance, known, scale
 from bench.reports.summary import Column, Group, Row, Summary
 from bench.reports.table import decimals
+from bench.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -554,6 +557,22 @@ def colour_bar(
     return bar.ax
 
 
+FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei"),
+    *("PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS", "Noto Sans Arabic"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji"),
+)
+"""For characters of names that Matplotlib's own font lacks; of these, what the machine has."""
+
+
+@cache
+def _more_fonts() -> tuple[str, ...]:
+    from matplotlib import font_manager
+
+    there = set(font_manager.get_font_names())
+    return tuple(name for name in FONTS if name in there)
+
+
 @contextmanager
 def plain_style() -> Iterator[None]:
     """Matplotlib's own defaults and few departures, whatever the user's files say."""
@@ -563,6 +582,7 @@ def plain_style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             {
+                "font.family": ["DejaVu Sans", *_more_fonts()],
                 "font.size": 8,
                 "axes.titlesize": 8,
                 "axes.labelsize": 8,
@@ -591,14 +611,23 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
         figure: what to write.
         stem: the path without its ending.
     """
+    from matplotlib.text import Text
+
     metadata = {
         "png": {"Software": None},
         "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
     }
+    for part in figure.findobj(Text):
+        assert isinstance(part, Text)
+        lines = "\n".join(map(printable, part.get_text().split("\n")))
+        if lines != part.get_text():
+            part.set_text(lines)
     files = []
     for ending, facts in metadata.items():
         file = stem.with_name(f"{stem.name}.{ending}")
-        with plain_style():
+        with plain_style(), warnings.catch_warnings():
+            # Without a font for them such characters are boxes; tables have them in any case.
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
             write_with(
                 file,
                 lambda out, ending=ending, facts=facts: figure.savefig(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bench import record
 from bench.errors import UsageError
-from bench.files import slugify, write_text
+from bench.files import slugify, unless_read_only, user_path, write_text
 from bench.record import CONTROL
 from bench.reports.axes import Axis, axis_table, find_axes
 from bench.reports.claims import claims_table, read_claims
@@ -34,7 +34,7 @@ class Report:
         text: accuracies and details of every context, and what its defenses and held-out images
             tell, for the terminal.
         files: everything written, in order.
-        notes: what was left out, and why.
+        notes: what was left out or not written, and why.
     """
 
     text: str
@@ -55,7 +55,7 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     from bench.reports.axis_plots import axis_styles
     from bench.reports.plots import styles
 
-    folder = Path(results_dir)
+    folder = user_path(results_dir)
     # What is no record was told about by whoever read it before; the rest is reported on.
     records = list(record.read_all(folder, notes=[]))
     if not records:
@@ -66,22 +66,23 @@ def write_report(results_dir: str | Path, contexts: Collection[Context] | None =
     looks = styles(everything)
     files, notes = list[Path](), list[str]()
     claims = read_claims(folder)
-    for summary in chosen:
-        tables = [*all_tables(summary), *class_tables(summary)]
-        tables += [*defense_tables(summary), *holdout_tables(summary)]
-        tables += [claims_table(summary, claims)] if claims else []
-        files += write_tables(folder / "tables", tables, f"{summary.context.slug}-")
-        files += _write_plots(folder / "plots", summary, looks)
-        files += _write_samples(folder, summary, notes)
     axes = find_axes(everything)
     line_looks = axis_styles(axes)
     asked = {summary.context for summary in chosen}
     axes = [axis for axis in axes if asked & axis.contexts]
-    for axis in axes:
-        files += write_tables(
-            folder / "tables", [axis_table(axis)], f"{axis.summary.context.slug}-"
-        )
-        files += _write_axis_plots(folder / "plots", axis, line_looks)
+    with unless_read_only(folder, notes):
+        for summary in chosen:
+            tables = [*all_tables(summary), *class_tables(summary)]
+            tables += [*defense_tables(summary), *holdout_tables(summary)]
+            tables += [claims_table(summary, claims)] if claims else []
+            files += write_tables(folder / "tables", tables, f"{summary.context.slug}-")
+            files += _write_plots(folder / "plots", summary, looks)
+            files += _write_samples(folder, summary, notes)
+        for axis in axes:
+            files += write_tables(
+                folder / "tables", [axis_table(axis)], f"{axis.summary.context.slug}-"
+            )
+            files += _write_axis_plots(folder / "plots", axis, line_looks)
     texts = [*_texts(chosen), *map(_axis_text, axes)]
     return Report("\n\n".join(texts), files, list(dict.fromkeys(notes)))
 

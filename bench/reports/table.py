@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.reports.summary import Spread
+from bench.terminal import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +41,14 @@ class Table:
     notes: tuple[str, ...]
     numbers: pd.DataFrame
 
+    def __post_init__(self) -> None:
+        # What a name consists of was up to others: a table stays one, wherever it is shown.
+        safe = self.cells.map(printable)
+        safe.columns = list(map(printable, self.cells.columns))
+        object.__setattr__(self, "cells", safe)
+        for name in ("caption", "notes"):
+            object.__setattr__(self, name, tuple(map(printable, getattr(self, name))))
+
     def text(self) -> str:
         """For the terminal, at most `TERMINAL_WIDTH` wide where names allow it."""
         blocks = "\n\n".join(self._plain(block) for block in self._blocks())
@@ -55,7 +65,13 @@ class Table:
 
     def csv(self) -> str:
         """One line a row and architecture, numbers only; what is unknown is empty."""
-        return self.numbers.to_csv(index=False, lineterminator="\n")
+        from pandas.api.types import is_numeric_dtype
+
+        safe = self.numbers.rename(columns=_entry)
+        for place, kind in enumerate(safe.dtypes):
+            if not is_numeric_dtype(kind):
+                safe.isetitem(place, safe.iloc[:, place].map(_entry))
+        return safe.to_csv(index=False, lineterminator="\n")
 
     def latex(self, label: str = "") -> str:
         """A floating table for the packages booktabs and inputenc (utf8).
@@ -63,7 +79,8 @@ class Table:
         Args:
             label: what `ref` finds it by; the name of the table by default.
         """
-        safe = self.cells.map(_latex)
+        # A star at the beginning of a line would belong to the end of the line before.
+        safe = self.cells.map(lambda text: re.sub(r"^\*", "{*}", _latex(text)))
         safe.columns = [_latex(name) for name in self.cells.columns]
         caption = _latex(" ".join(self.caption))
         body = self._headed(safe, "latex_raw")
@@ -176,7 +193,8 @@ def _cut(items: range, count: int) -> list[range]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*_<`[~"})
+_FORMULA = ("=", "@", "+", "-", "＝", "＠", "＋", "－")
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*_<`[~$"})
 _LATEX = str.maketrans(
     {
         **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -185,6 +203,7 @@ _LATEX = str.maketrans(
         "^": r"\textasciicircum{}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
+        "|": r"\textbar{}",
         "[": "{[}",
         "±": r"$\pm$",
         "−": "$-$",
@@ -213,6 +232,14 @@ def _markdown(text: str) -> str:
 
 def _latex(text: str) -> str:
     return text.translate(_LATEX)
+
+
+def _entry(value: Any) -> Any:
+    """A value that no spreadsheet takes for a formula; the apostrophe is its mark of a text."""
+    if not isinstance(value, str):
+        return value
+    safe = printable(value)
+    return f"'{safe}" if safe.startswith(_FORMULA) else safe
 
 
 def join(tables: Iterable[Table]) -> str:

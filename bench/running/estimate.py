@@ -14,6 +14,7 @@ from bench.running.plan import CostTable, make_plan
 from bench.running.progress import duration
 from bench.running.runner import Loading, share_out
 from bench.running.session import Opened, Session
+from bench.terminal import printable
 
 
 def plan_facts(
@@ -103,4 +104,4 @@ def text_of(facts: dict[str, Any]) -> str:
         )
     else:
         lines.append("nothing to do: everything is recorded")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

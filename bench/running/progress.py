@@ -9,6 +9,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from bench.terminal import printable, say
+
 LINE_EVERY_SECONDS = 30.0
 
 
@@ -68,10 +70,9 @@ class Display:
         """A line of its own."""
         self._last_line = time.monotonic()
         if self._bar is None:
-            self._stream.write(text + "\n")
-            self._stream.flush()
+            say(self._stream, text)
         else:
-            self._bar.write(text, file=self._stream)
+            self._bar.write(printable(text), file=self._stream)
 
     def close(self) -> None:
         """Leave the terminal tidy."""
@@ -80,7 +81,7 @@ class Display:
 
     def _show_running(self) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str("; ".join(self._running)[:60])
+            self._bar.set_postfix_str(printable("; ".join(self._running))[:60])
 
     def _left(self) -> str:
         spent = time.monotonic() - self._start

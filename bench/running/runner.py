@@ -20,6 +20,7 @@ import torch
 from bench.crafting import Monitor
 from bench.device import configure, gpus, total_memory
 from bench.errors import NOT_RUN
+from bench.files import user_path
 from bench.grid import Cell, Expansion, Grid
 from bench.registry import ROOT, plugin_files
 from bench.running.plan import Plan, Task, make_plan
@@ -29,6 +30,7 @@ from bench.running.work import Workshop
 from bench.running.worker import Relay, attempt
 from bench.store import key_of
 from bench.study import StudyJob
+from bench.terminal import say
 
 
 @dataclass
@@ -87,16 +89,17 @@ def run(
     Raises:
         UsageError: in one line, for anything that cannot be run as asked.
     """
+    results, kept, data = (user_path(one).resolve() for one in (results_dir, store, data_dir))
     session = Session(
         grid,
-        Path(results_dir),
-        Path(store),
-        Path(data_dir),
+        results,
+        kept,
+        data,
         download,
         plugins,
         jobs_per_gpu=jobs_per_gpu,
         memory=memory,
-        deadline=None if time_limit is None else time.time() + time_limit,
+        deadline=None if time_limit is None else time.monotonic() + time_limit,
     )
     with _output(quiet) as stream:
         return run_session(session, workers, threads, stream)
@@ -109,10 +112,10 @@ def run_session(
     started = time.monotonic()
     session.check_folders()
     session = replace(session, plugins=tuple(dict.fromkeys([*session.plugins, *plugin_files()])))
-    opened = session.open(Loading(stream), lambda made: _say(stream, announcement(made)))
+    opened = session.open(Loading(stream), lambda made: say(stream, announcement(made)))
     plan = make_plan(opened.cells, opened.data, opened.store, session.results, opened.studies)
     for note in plan.notes:
-        stream.write(f"note: {note}\n")
+        say(stream, f"note: {note}")
     # Not from what is left to do: a run that is resumed must not compute with other threads.
     session, workers = share_out(session, opened.expansion.device, workers, threads)
     workers = max(1, min(workers, len(plan.tasks)))
@@ -367,23 +370,17 @@ class Loading:
         if now - self._last < 2 and what == self._what:
             return
         share = f" {done / total:.0%}" if total else ""
-        self._stream.write(f"{what}{share}\n")
-        self._stream.flush()
+        say(self._stream, f"{what}{share}")
         self._last, self._what = now, what
 
 
 @contextmanager
 def _output(quiet: bool) -> Iterator[TextIO]:
-    if not quiet:
+    if not quiet and sys.stderr is not None:
         yield sys.stderr
         return
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - not a file of ours
         yield nowhere
-
-
-def _say(stream: TextIO, line: str) -> None:
-    stream.write(line + "\n")
-    stream.flush()
 
 
 def announcement(expansion: Expansion) -> str:

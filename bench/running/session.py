@@ -15,6 +15,8 @@ from typing import Any
 from bench.component import build, parse_one
 from bench.data import Places, Progress
 from bench.grid import Cell, Expansion, Grid, TrainingData
+from bench.record import CELLS
+from bench.record import STUDIES as MEASUREMENTS
 from bench.registry import ROOT, STUDIES, load_plugin
 from bench.running.plan import Job
 from bench.store import Store, check_locks, check_writable, key_of
@@ -36,7 +38,8 @@ class Session:
         jobs_per_gpu: processes that share a GPU.
         memory: bytes that each process may take of its GPU, or plan with on a processor; None
             for all there is.
-        deadline: seconds since the epoch at which to stop, or None.
+        deadline: when to stop, by `time.monotonic`, or None. All processes of a machine share
+            that clock, and nobody sets it.
         studies: what is measured instead of the grid's cells, as typed; the grid says on what.
         longer: keys of cells of the grid that are also trained for twice the epochs.
         commit: of the code, taken when the run begins; what is imported later may differ from
@@ -90,11 +93,12 @@ class Session:
         """Raise UsageError if results or store cannot be written."""
         check_writable(self.store, "store", "--store")
         check_locks(self.store, "store", "--store")
-        check_writable(self.results, "results", "--results-dir")
+        for room in (MEASUREMENTS,) if self.studies else (CELLS,):
+            check_writable(self.results / room, "results", "--results-dir")
 
     def time_is_up(self) -> bool:
         """Whether the time limit has been reached."""
-        return self.deadline is not None and time.time() >= self.deadline
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
     def to_json(self) -> str:
         """One line for another process."""
