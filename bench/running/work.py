@@ -476,7 +476,6 @@ class Workshop:
             "craft_seed": cell.crafting.seed,
         }
 
-
     def _defense_facts(self, cell: Cell, images: int) -> dict[str, float]:
         weights = round(self._cost.of(cell.arch).parameters)
         return dict(cell.defense.facts(cell.trained_by, images, weights))
