@@ -147,7 +147,8 @@ class Registry:
         known = {_folded(name): name for name in self.entries}
         for name, entry in self.entries.items():
             for other in map(_folded, entry.also):
-                if known.setdefault(other, name) != name:
+                mine = known.setdefault(other, name)
+                if mine != name and _folded(mine) != other:  # a name of its own comes first
                     raise UsageError(
                         f"{self.kind} '{name}' is also called as '{known[other]}' is; see "
                         f"{entry.origin}"

@@ -267,6 +267,18 @@ def test_odd_plug_ins_end_with_one_line(kind: str, tmp_path: Path) -> None:
         METHODS.forget(file)
 
 
+def test_a_plug_in_may_have_a_name_that_papers_use(tmp_path: Path) -> None:
+    file = tmp_path / "plugin.py"
+    file.write_text('METHODS = None\n@METHODS.register("tap")\nclass X: pass\n')
+    load_plugin(str(file))
+    try:
+        assert METHODS.match("TAP") == ["tap"]
+        assert METHODS.match("EMN") == ["ule"]
+    finally:
+        METHODS.forget(file)
+    assert METHODS.match("TAP") == ["advpoison"]
+
+
 def test_byte_order_marks_are_no_content(tmp_path: Path) -> None:
     config = tmp_path / "grid.toml"
     config.write_bytes(b"\xef\xbb\xbfmethods = 'noise'\n")
@@ -390,11 +402,9 @@ def test_a_report_on_a_read_only_folder_prints_its_tables(tmp_path, monkeypatch,
     assert "tables and plots are not kept" in printed.err
 
 
-def run_command(code: str, **options: object) -> subprocess.CompletedProcess[str]:
+def run_command(code: str) -> subprocess.CompletedProcess[str]:
     """Another Python, in this checkout."""
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, **options
-    )
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_system_without_its_modules_is_told_in_one_line() -> None:
