@@ -13,21 +13,12 @@ SOURCES = sorted(
     file for folder in ("bench", "methods", "defenses") for file in (ROOT / folder).rglob("*.py")
 )
 LEAVES_TO_USERS = [
-    {"errors", "seeding", "files", "augment", "replay", "policies", "gaussian_mixture", "bfloat16"},
+    {"errors", "seeding", "files", "pipes", "augment", "replay", "policies"},
+    {"gaussian_mixture", "bfloat16"},
     {"registry"},
     {"component"},
-    {
-        "budget",
-        "data",
-        "recipe",
-        "record",
-        "soundness",
-        "store",
-        "samples",
-        "folding",
-        "worst_case",
-        "mixing",
-    },
+    {"budget", "data", "recipe", "store", "folding", "worst_case", "mixing"},
+    {"soundness", "samples", "record"},
     {"targets"},
     {"network", "decoded", "pgd", "joined", "separability"},
     {"method", "defense", "device", "release", "loading"},
