@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from bench.store import key_of
@@ -21,6 +22,8 @@ CRAFTED = {"train": "dataset_digest", "poison_ratio": "poison_ratio", "seed": "c
 
 _ENDLESS = re.compile(rb"\d{300}")
 """Whole numbers that no floating-point number comes near."""
+SHARES = ("own_acc", "next_acc", "next_followed")
+"""What `shortcut` has."""
 
 Fault = tuple[str, bool]
 """What is wrong if this is true."""
@@ -38,7 +41,7 @@ def fault(one: Mapping[str, Any]) -> str | None:
         text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
         if _ENDLESS.search(text.encode()):
             return "has a number that is too long"
-        faults = (*_of_key(one), *(() if "study" in one else _of_cell(one)))
+        faults = chain(_of_key(one), () if "study" in one else _of_cell(one))
         return next((why for why, wrong in faults if wrong), None)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
         return "makes no sense"
@@ -99,9 +102,9 @@ def _of_cell(one: Mapping[str, Any]) -> Iterator[Fault]:
     yield "has an odd budget", not all(r is None or _within(r, 0, 1e12) for r in radii)
     linf = radii[0] if budget.get("norm") == "linf" else None
     yield "tells another epsilon than its budget", one["epsilon"] not in (None, linf)
-    for name in ("separability", *(f"shortcut.{n}" for n in one.get("shortcut") or {})):
-        value = one.get(name) if name in one else (one.get("shortcut") or {}).get(name[9:])
-        yield f"has a {name} that is no share", not _is_share(value)
+    followed = one.get("shortcut")
+    shares = [one.get("separability"), *([] if followed is None else (followed[n] for n in SHARES))]
+    yield "has a share that is none", not all(map(_is_share, shares))
     yield from _of_results(one)
     yield from _of_audit(one)
 

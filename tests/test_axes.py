@@ -513,7 +513,7 @@ def test_figures_are_valid_and_equal_when_drawn_again(tmp_path: Path) -> None:
 
 def write_records(folder: Path, records: list[dict]) -> Path:
     for position, one in enumerate(records):
-        records_of.write(folder, f"cell{position}", {**one, "key": f"{position:012d}" + "0" * 52})
+        records_of.write(folder, f"cell{position}", one)
     return folder
 
 

@@ -122,7 +122,9 @@ def test_one_flipped_bit_in_unfinished_work_is_noticed(work: Unfinished, notes: 
             assert not file.exists(), "what is damaged makes room"
         file.write_bytes(content)
     assert len(notes) == 300
-    assert work.load("training")["weights"].equal(state["weights"])
+    found = work.load("training")
+    assert found is not None
+    assert found["weights"].equal(state["weights"])
     assert work.read("clock") == {"seconds": 12.5, "core_seconds": 10.0}
 
 

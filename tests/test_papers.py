@@ -64,6 +64,7 @@ from bench.reports.flags import (
     flags,
 )
 from bench.reports.summary import Group, Spread
+from bench.store import key_of
 from tests.invented import record
 
 TABLES = find_tables(",".join(paper_names()))
@@ -1573,7 +1574,8 @@ def test_the_list_names_tables(capsys) -> None:
 
 def test_files_are_written_in_every_format(tmp_path: Path) -> None:
     for one in filled("sep:table6", PAPER, TABLE6):
-        one["key"] = f"{abs(hash(one['key'])):x}"
+        identity = {"place": one["key"]}
+        one |= {"identity": identity, "key": key_of(identity), "crafted_key": None}
         write(tmp_path, "x", one)
     report = report_paper(tmp_path, [table_of("sep:table6")], PAPER.base)
     names = {file.name for file in report.files}
