@@ -1,16 +1,21 @@
 """The committed records are whole, and the committed tables are made from them."""
 
+import itertools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
+import run_bench
 from bench import Grid, load_results
+from bench.data import Splits
+from bench.grid import Expansion, TrainingData
 from bench.papers.figures import report_figures
 from bench.papers.published import find_published
 from bench.papers.request import report_paper
-from bench.record import CELLS, STUDIES, read
+from bench.record import CELLS, STUDIES, read, read_all
 from bench.reports.claims import FILE
 from bench.reports.report import write_report
 from bench.store import key_of
@@ -60,6 +65,26 @@ def test_committed_tables_are_made_from_the_committed_records(
         assert table.read_text() == (tmp_path / "tables" / table.name).read_text()
     for picture in (folder / "plots").iterdir():
         assert (tmp_path / "plots" / picture.name).read_bytes() == b"drawn"
+
+
+@pytest.mark.parametrize("folder", CAMPAIGNS, ids=lambda folder: folder.name)
+def test_every_record_is_one_that_the_grids_of_its_campaign_ask_for(
+    folder: Path, cifar10: Splits
+) -> None:
+    """So that `--config` with these files makes the campaign again."""
+    recorded = {one["key"]: one["precision"] for one in read_all(folder)}
+    grids = [file for file in folder.glob("*.toml") if file.name != FILE]
+    assert grids
+    asked = set()
+    for file, precision in itertools.product(grids, set(recorded.values())):
+        typed = vars(run_bench.parser().parse_args(["--config", str(file)]))
+        session = run_bench.session_of(run_bench.with_defaults(typed), typed)
+        assert session.results == folder
+        expansion = Expansion(replace(session.grid, precision=precision))
+        data = TrainingData.cut(cifar10, expansion.recipe, expansion.source)
+        cells = expansion.cells(data)
+        asked |= {cell.key for one in cells for cell in (one, one.longer())}
+    assert recorded.keys() <= asked
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*/studies/*.json")), ids=lambda f: f.stem)

@@ -740,7 +740,7 @@ def test_small_grids_and_failures_have_no_heatmap() -> None:
 
 
 def test_a_report_has_tables_picture_and_text(tmp_path: Path) -> None:
-    for position, one in enumerate(json.loads(json.dumps(board()))):
+    for one in json.loads(json.dumps(board())):
         records_of.write(tmp_path, "cell", one)
     report = write_report(tmp_path)
     names = {file.name.partition("2e36ce-")[2] or file.name for file in report.files}
