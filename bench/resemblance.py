@@ -94,7 +94,7 @@ class Resemblance:
         return (
             f"does not resemble the clean images: only {share:.0%} of comparisons find an image "
             "more like its own clean one than like another of its class, where chance gives 50%; "
-            "is this noise without images, or are they in another order?"
+            "it may be noise without images, or of images from elsewhere"
         )
 
     def _elsewhere(self, numbers: Tensor, images: Tensor) -> Iterator[tuple[int, str, int]]:

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 import bench
-from bench.component import build, canonical, parse_one
+from bench.component import Spec, build, canonical, parse_one
 from bench.crafting import Crafting
 from bench.data import ImageDataset, Places, balanced_rows
 from bench.datasets.folder import Folder
@@ -454,6 +455,27 @@ def test_labels_of_tables_and_canonical_text(save: Any, tmp_path: Path) -> None:
     # --epsilon tells methods what to craft to; somebody's finished set is not crafted.
     with pytest.raises(UsageError, match="none of"):
         Expansion(Grid(methods=f"file:({file})", dataset="synthetic", epsilon=0.1))
+
+
+@pytest.mark.parametrize("name", ["a+noise", "a, b", "it's", "a(b", "a)b, 'c", "x=1", "café+ops"])
+def test_canonical_text_of_odd_names_is_read_as_them(name: str, save: Any) -> None:
+    made = build(METHODS, Spec("file", save(name, **ONE)))
+    assert parse_one(canonical(made, METHODS), METHODS).argument == made.path
+
+
+def test_path_in_the_other_unicode_form_is_found(save: Any) -> None:
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    file = save(apart, **ONE)
+    assert method(file.replace(apart, composed)).identity() == method(file).identity()
+
+
+def test_files_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    for name, by in (("one", 3), ("two", 4)):
+        (tmp_path / name / "out").mkdir(parents=True)
+        np.savez(tmp_path / name / "out" / "set.npz", images=changed(WHOLE.images, by))
+    methods = ",".join(f"file:{tmp_path}/{name}/out/set.npz" for name in ("one", "two"))
+    labels = [label for label, _ in Expansion(Grid(methods=methods, dataset="synthetic")).methods]
+    assert labels == ["clean", "file:set (one)", "file:set (two)"]
 
 
 # --- through the grid -------------------------------------------------------------------------
