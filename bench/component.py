@@ -6,6 +6,9 @@ file:PATH,epsilon=8/255      a first value without `key=` is the component's arg
 sep:surrogate=(rn18:width=0.5,depth=2),noise      brackets keep commas together
 sep-fa-vr:steps=8+ops        several in one, where their kind allows it
 sep:checkpoints=[3,5,10]     three components: a list where one value may stand
+file:'a, b+c (1).npz'        quotes, single or double, around a name that holds any of these signs
+
+A quote counts where a name or value begins and ends; folder:Bob's photos needs no care.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar, Union
 
@@ -140,15 +144,25 @@ def parse(text: str, registry: Registry) -> list[Spec]:
         else:
             groups.append([[first]])
         groups[-1] += [[other] for other in others]
-    specs = []
+    specs: list[Spec] = []
     for group in groups:
-        for parts in itertools.product(*(_named(registry, pieces) for pieces in group)):
+        try:
+            named = [_named(registry, pieces) for pieces in group]
+        except UsageError as error:
+            if any(registry.entry(part.name).argument for one in specs for part in _parts(one)):
+                raise UsageError(f"{error}; {_QUOTE_NAMES}") from None
+            raise
+        for parts in itertools.product(*named):
             specs.append(parts[0] if len(parts) == 1 else _join(parts))
     if not specs:
         raise UsageError(
             f"no {registry.kind} given; choose from: {', '.join(registry.entries)}, or all"
         )
     return specs
+
+
+def _parts(spec: Spec) -> tuple[Spec, ...]:
+    return spec.joined or (spec,)
 
 
 def _joined(piece: str, registry: Registry) -> list[str]:
@@ -227,6 +241,9 @@ def _choices(text: str, hint: Any) -> list[str]:
 
 
 _COMMA = re.compile(",")
+_ENDS = re.compile(r"\s*([,)\]+:]|$)")
+"""What follows a quote that closes."""
+_QUOTE_NAMES = "put a name that holds commas, brackets or + in quotes, as file:'a, b.npz'"
 
 
 def split(text: str, at: re.Pattern[str] = _COMMA) -> list[str]:
@@ -240,20 +257,22 @@ def split(text: str, at: re.Pattern[str] = _COMMA) -> list[str]:
     closing: list[str] = []
     for place, character in enumerate(text):
         if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
+            ends = character == quote and _ENDS.match(text, place + 1)
+            quote = "" if ends else quote
+        elif character in "'\"" and (not current.strip() or current.rstrip()[-1] in ":=([+,"):
             quote = character
         elif character in "([":
             closing.append(")" if character == "(" else "]")
         elif character in ")]" and (not closing or closing.pop() != character):
-            raise UsageError(f"unbalanced brackets in '{text}'")
+            raise UsageError(f"unbalanced brackets in '{text}'; {_QUOTE_NAMES}")
         if not closing and not quote and at.match(text, place):
             pieces.append(current)
             current = ""
         else:
             current += character
     if closing or quote:
-        raise UsageError(f"unbalanced {'quotes' if quote else 'brackets'} in '{text}'")
+        kind = "quotes" if quote else "brackets"
+        raise UsageError(f"unbalanced {kind} in '{text}'; {_QUOTE_NAMES}")
     return [piece.strip() for piece in [*pieces, current] if piece.strip()]
 
 
@@ -377,10 +396,20 @@ def canonical(component: Component, registry: Registry) -> str:
     for key in (item.name for item in dataclasses.fields(component)):
         value = _jsonable(getattr(component, key))
         if key == entry.argument:
-            parts.insert(0, bracket(str(value)))
+            parts.insert(0, _quoted(component.name, str(value), registry))
         elif key not in plain or _jsonable(plain[key]) != value:
             parts.append(f"{key}={bracket(_text(value))}")
     return f"{component.name}:{','.join(parts)}" if parts else component.name
+
+
+def _quoted(name: str, argument: str, registry: Registry) -> str:
+    """An argument in the first spelling that is read as it."""
+    spellings = (argument, f"({argument})", f"'{argument}'", f'"{argument}"')
+    for spelling in spellings:
+        with suppress(UsageError):
+            if parse(f"{name}:{spelling}", registry) == [Spec(name, argument)]:
+                return spelling
+    return spellings[-1]
 
 
 def _text(value: Any) -> str:

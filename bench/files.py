@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -85,7 +86,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def user_path(text: str | Path, *, pipes: bool = False) -> Path:
-    """A path as people write it, `~` standing for their home.
+    """A path as people write it: `~` is their home, and names may be in either Unicode form.
 
     Args:
         text: what they wrote.
@@ -97,7 +98,7 @@ def user_path(text: str | Path, *, pipes: bool = False) -> Path:
     if "\0" in str(text):
         raise UsageError("the name of a file or folder cannot contain a zero character")
     try:
-        path = Path(text).expanduser()
+        path = _in_either_form(Path(text).expanduser())
     except RuntimeError:
         user = str(text).partition("/")[0]
         raise UsageError(
@@ -114,6 +115,17 @@ def user_path(text: str | Path, *, pipes: bool = False) -> Path:
     if odd:
         raise UsageError(f"'{text}' is neither a file nor a folder; copy what it gives to a file")
     return path
+
+
+def _in_either_form(path: Path) -> Path:
+    """The path; a part of it that is not there is tried in the other Unicode form."""
+    if os.path.lexists(path):
+        return path
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        found /= next((form for form in forms if os.path.lexists(found / form)), part)
+    return found
 
 
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)

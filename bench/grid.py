@@ -7,7 +7,8 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -24,7 +25,7 @@ from bench.component import (
     few,
     parse,
     parse_one,
-    split,
+    unwrap,
     variants,
 )
 from bench.composition import Composition, parts_of
@@ -33,9 +34,10 @@ from bench.decoded import channel_statistics
 from bench.defense import Defense
 from bench.device import choose_device, choose_precision
 from bench.errors import UsageError
-from bench.files import slugify
+from bench.files import slugify, user_path
 from bench.joined import Joined
 from bench.method import PLAIN, BoundedMethod, Method, Surrogate
+from bench.names import composed, text_of
 from bench.network import Arch, Precision
 from bench.recipe import Recipe, leaves_one
 from bench.record import CLEAN_PART, CONTROL, EACH
@@ -437,13 +439,13 @@ class Expansion:
 
     def protected_classes(self, train: ImageDataset) -> tuple[int, ...] | None:
         """Indices of the only classes that are protected, or None for all."""
-        typed = split(self.grid.protect_classes)
-        if self.grid.protect_classes and not typed:
-            raise UsageError("--protect-classes: no class given")
-        typed = typed or list(self.source.protected_classes)
-        if typed in ([], ["all"]):
+        typed, usual = self.grid.protect_classes, self.source.protected_classes
+        if typed.strip() == "all" or not (typed or usual):
             return None
-        found = sorted({index for piece in typed for index in _classes(piece, train)})
+        if typed and not typed.strip(", "):
+            raise UsageError("--protect-classes: no class given")
+        listed = _listed_classes(typed, train.classes) if typed else usual
+        found = sorted({index for piece in listed for index in _classes(piece, train)})
         return None if len(found) == len(train.classes) else tuple(found)
 
     @property
@@ -494,7 +496,7 @@ class Expansion:
             for component, plain in zip(make(spec), usual, strict=True):
                 label = _label(component, plain)
                 made.setdefault(key_of(component.identity()), (label, component))
-        return list(made.values())
+        return _told_apart(list(made.values()), registry)
 
     def _arch(self, spec: Spec) -> list[Arch]:
         return [build(ARCHS, spec, self.recipe.scale, {"width": self.recipe.width})]
@@ -553,23 +555,78 @@ def _without_settings(spec: Spec) -> Spec:
     return Spec(spec.name, spec.argument, joined=joined)
 
 
+def _listed_classes(text: str, names: Sequence[str]) -> list[str]:
+    """Cut at commas, but for those that belong to a class's name; the longest name wins."""
+    pieces, found = text.split(","), []
+    while pieces:
+        joined = [",".join(pieces[:count]).strip() for count in range(len(pieces), 0, -1)]
+        known = (i for i, one in enumerate(joined) if _named(one, names) is not None)
+        taken = next(known, len(joined) - 1)
+        found += [joined[taken]] if joined[taken] else []
+        pieces = pieces[len(pieces) - taken :]
+    return found
+
+
+def _named(text: str, names: Sequence[str]) -> int | None:
+    """The class of this name, in quotes or not, in either Unicode form; None if there is none."""
+    forms = [composed(name) for name in names]
+    wanted = (composed(text), composed(unwrap(text)))
+    return next((forms.index(one) for one in wanted if one in forms), None)
+
+
 def _classes(text: str, train: ImageDataset) -> Iterable[int]:
-    """Class indices from "3", "5-9", or a class's name."""
+    """Class indices from a class's name, from "3" or "5-9".
+
+    Where classes are called by numbers, a number is a name and means that class.
+    """
     count, names = len(train.classes), train.classes
-    if text in names:
-        return [names.index(text)]
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if (index := _named(text, names)) is not None:
+        return [index]
+    match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", text)
     if match is None:
         near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
         guess = f"did you mean {' or '.join(near)}? " if near else ""
         raise UsageError(
             f"--protect-classes: no class '{text}'; {guess}write names, or numbers from 0 to "
-            f"{count - 1} as in 5-9"
+            f"{count - 1} as in 5-9; a name in quotes may hold anything, as in \"'a, b'\""
         )
     first, last = int(match[1]), int(match[2] or match[1])
+    numbered = {int(name): index for index, name in enumerate(names) if re.fullmatch(r"\d+", name)}
+    if numbered:
+        if not first <= last or not {first, last} <= numbered.keys():
+            known = ", ".join(map(str, sorted(numbered)))
+            raise UsageError(
+                f"--protect-classes: '{text}' is no class; those called by numbers are {known}"
+            )
+        return [index for number, index in numbered.items() if first <= number <= last]
     if not first <= last < count:
         raise UsageError(f"--protect-classes: '{text}' does not lie within 0 to {count - 1}")
     return range(first, last + 1)
+
+
+def _common(several: Iterable[tuple[str, ...]]) -> int:
+    """How many first items all have in common."""
+    equal = (len(set(items)) == 1 for items in zip(*several, strict=False))
+    return sum(1 for _ in itertools.takewhile(bool, equal))
+
+
+def _told_apart(made: list[tuple[str, C]], registry: Registry) -> list[tuple[str, C]]:
+    """Add to equal labels of files the part of their paths in which they differ."""
+    paths: dict[str, dict[int, tuple[str, ...]]] = defaultdict(dict)
+    for number, (label, component) in enumerate(made):
+        if component.name in registry.entries and registry.entry(component.name).argument == "path":
+            path = user_path(getattr(component, "path")).absolute()  # noqa: B009 - a file's setting
+            paths[label][number] = path.parts
+    for label, several in paths.items():
+        if len(set(several.values())) < 2:
+            continue
+        alike = _common(several.values())
+        ends = [parts[alike:][::-1] for parts in several.values()]
+        same = _common(ends)
+        for number, parts in several.items():
+            middle = "/".join(map(text_of, parts[alike : len(parts) - same]))
+            made[number] = f"{label} ({middle or '.'})", made[number][1]
+    return made
 
 
 def _label(component: Component, plain: Component) -> str:

@@ -18,24 +18,24 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bench.budget import Budget, fraction
 from bench.component import setting
 from bench.crafting import Crafting
-from bench.data import ImageDataset, portion, to_unit
+from bench.data import ImageDataset, portion, to_levels, to_unit
+from bench.datasets.pictures import pictures, read_picture, refuse_damaged
 from bench.errors import UsageError
 from bench.files import user_path
 from bench.method import Method
+from bench.names import text_of
 from bench.registry import METHODS
+from bench.resemblance import Resemblance
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 DAMAGE = (
     *(OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, TypeError, OverflowError),  # headers with odd shapes
@@ -43,9 +43,6 @@ DAMAGE = (
 """What reading a damaged archive may raise."""
 ROUND_OFF = 1e-5
 """How far beyond [0, 1] float32 arithmetic may have carried a float image."""
-UNRELATED = 0.9
-"""Images whose order is a guess must lie nearer to their own clean image than to another: at most
-at this share of the distance. In a wrong order the share is about 1."""
 
 
 @METHODS.register("file", argument="path")
@@ -68,9 +65,13 @@ class CraftedFile(Method):
     are taken in sorted order within each class's subfolder, which must then hold as many images as
     the run trains on: that is how the data set folder:PATH orders its own. JPEG loses details.
 
-    Images that the set does not cover stay clean, as do those outside --poison-ratio. With
-    epsilon=8/255 a set that changes any value by more is refused; without, it may do anything,
-    and the audit says what it did.
+    Whatever the set says of its order, its images must be recognisable as the clean ones that they
+    replace: other rows, exchanged channels or axes, and noise without images are refused. Images
+    too strange to be recognised are taken with match=trust, and tables say so.
+
+    Images that the set does not cover stay clean and do not count as protected, as do those outside
+    --poison-ratio. With epsilon=8/255 a set that changes any value by more is refused; without, it
+    may do anything, and the audit says what it did.
 
     python run_bench.py --methods file:mine.npz,sep
     python run_bench.py --methods "file:mine.npz,epsilon=8/255" --recipe paper
@@ -78,6 +79,11 @@ class CraftedFile(Method):
 
     path: str = setting(MISSING, "an .npz, an .npy, or a folder of images")
     epsilon: float | None = setting(None, "refuse more than this l∞ distance; none: no bound")
+    match: Literal["check", "trust"] = setting(
+        "check",
+        "check: its images must resemble the clean ones; trust: whatever they are of",
+        added=True,
+    )
 
     def __post_init__(self) -> None:
         if self.epsilon is not None and not 0 <= self.epsilon <= 1:
@@ -88,7 +94,7 @@ class CraftedFile(Method):
     def title(self) -> str:
         """`file:` and the name without its ending."""
         file = self._file.absolute()
-        return f"{self.name}:{file.name if file.is_dir() else file.stem}"
+        return f"{self.name}:{text_of(file.name if file.is_dir() else file.stem)}"
 
     @property
     def budget(self) -> Budget:
@@ -97,11 +103,12 @@ class CraftedFile(Method):
 
     def settings(self) -> dict[str, Any]:
         """The content's hash in place of the path."""
-        return {"digest": self.digest, "epsilon": self.epsilon}
+        said = {key: value for key, value in super().settings().items() if key != "path"}
+        return {"digest": self.digest, **said}
 
     def deviations(self) -> dict[str, list[Any]]:
-        """None: there is no paper to deviate from."""
-        return {}
+        """There is no paper to deviate from, but a check that may have been left out."""
+        return {} if self.match == "check" else {"match": [self.match, "check"]}
 
     @cached_property
     def digest(self) -> str:
@@ -118,7 +125,9 @@ class CraftedFile(Method):
     def craft(self, job: Crafting) -> Tensor:
         """Protected minus clean; zero for images that the set does not cover."""
         delta = job.blank()
-        self._read(job.dataset, job.rows, None, delta)
+        covered = torch.zeros_like(job.mask)
+        covered[self._read(job.dataset, job.rows, None, delta)] = True
+        job.mask = job.mask & covered
         if CraftedFile(self.path).digest != self.digest:
             raise UsageError(f"'{self.path}' has changed since this run began; start it again")
         return delta
@@ -149,7 +158,7 @@ class CraftedFile(Method):
 
     def _read(
         self, train: ImageDataset, rows: Tensor, total: int | None, delta: Tensor | None
-    ) -> None:
+    ) -> Tensor:
         """Read all images, fill delta with what `craft` returns, or say why the set does not fit.
 
         Args:
@@ -157,24 +166,31 @@ class CraftedFile(Method):
             rows: where they stand in the whole training split.
             total: images in the whole training split, or None where that has been checked.
             delta: zeros to be filled, or None to check only.
+
+        Returns:
+            The places in `train` that the set covers, (m,) int64.
         """
         source = self._source()
         which, places = source.match(train, rows, total)
         most, size = torch.zeros(len(train)), portion(train.images)
-        own = other = 0.0
+        resemblance = Resemblance(train, rows, places)
+        checked = delta is None and self.match == "check"
         for chosen, here in zip(which.split(size), places.split(size), strict=True):
-            images, clean = to_unit(source.read(chosen)), to_unit(train.images[here])
-            change = images - clean
+            images = to_unit(source.read(chosen))
+            change = images - to_unit(train.images[here])
             if delta is not None:
                 delta[here] = change
+            if checked:
+                resemblance.add(to_unit(to_levels(images)))
             most[here] = change.abs().flatten(1).amax(1)
-            own += float(change.abs().sum(dtype=torch.double))
-            other += float((images - clean.roll(1, 0)).abs().sum(dtype=torch.double))
-        if not source.certain and len(which) > 1 and own > UNRELATED * other:
-            raise UsageError(
-                f"the images of '{self.path}' are no nearer to the clean ones in their places than "
-                f"to others; {source.remedy} to say which ones they replace"
-            )
+        source.finish()
+        if checked:
+            seen = resemblance.objection(lambda n: to_unit(source.read(which[n])))
+            if seen is not None:
+                raise UsageError(
+                    f"'{self.path}' {seen}; bring its images into the order and form of the "
+                    "training split, or accept them as they are with match=trust"
+                )
         if self.epsilon is not None and float(most.max()) > self.epsilon * (1 + 1e-4) + 1e-6:
             levels = round(float(most.max()) * 255, 3)  # free of float32's round-off
             raise UsageError(
@@ -182,6 +198,7 @@ class CraftedFile(Method):
                 f"{levels:.4g}/255, more than epsilon={fraction(self.epsilon)}; allow it, or leave "
                 "epsilon out"
             )
+        return places
 
 
 class Arrays:
@@ -190,20 +207,18 @@ class Arrays:
     Args:
         file: one whose first bytes say that it is of this kind.
         compressed: whether it is an .npz, which may unpack to much more than its own size.
-
-    Attributes:
-        certain: whether the set itself says which images it replaces.
-        remedy: what would make it certain.
     """
-
-    remedy = "store 'rows' or 'labels' with them"
 
     def __init__(self, file: Path, compressed: bool) -> None:
         self._path, self._compressed = file, compressed
-        self.certain = False
         if compressed:
             with self._reading(), zipfile.ZipFile(file) as archive:
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
+                if any(name.endswith("data.pkl") for name in names):
+                    raise self._wrong(
+                        "is a PyTorch file, which may hold code; write the images, not the "
+                        "perturbation, with numpy.savez(PATH, images=..., labels=...)"
+                    )
                 if "images" not in names:
                     raise self._wrong(f"holds {_some(names)} but no 'images'")
 
@@ -245,7 +260,6 @@ class Arrays:
         if labels is not None:
             given = self._whole_numbers("labels", labels)
             _compare_labels(self._path, given[which], train.labels[places], rows[places])
-        self.certain = numbers is not None or labels is not None
         return which, places
 
     def read(self, which: Tensor) -> Tensor:
@@ -264,6 +278,9 @@ class Arrays:
                 "or save grey levels as uint8"
             )
         return torch.from_numpy(images.astype(np.float32)).clamp(0, 1)
+
+    def finish(self) -> None:
+        """Nothing is left to say once all images are read."""
 
     def _by_row(self, given: Tensor, rows: Tensor, total: int | None) -> tuple[Tensor, Tensor]:
         if len(given.unique()) < len(given):
@@ -336,34 +353,24 @@ class Pictures:
 
     Args:
         folder: hidden files and whatever is no image are passed over.
-
-    Attributes:
-        certain: whether the files' names say which images they replace.
-        remedy: what would make it certain.
     """
-
-    remedy = "name each file after the row that it replaces"
 
     def __init__(self, folder: Path) -> None:
         self._path = folder
-        found = {
-            file.relative_to(folder).as_posix(): file
-            for file in folder.rglob("*")
-            if file.suffix.lower() in ENDINGS and file.is_file()
-        }
-        names = sorted(name for name in found if not name.startswith(".") and "/." not in name)
-        if not names:
+        self._files = pictures(folder)
+        self._names = [text_of(file.relative_to(folder).as_posix()) for file in self._files]
+        self._damaged: list[str] = []
+        if not self._files:
             raise UsageError(f"'{folder}' has no images; it needs .png files, or give an .npz file")
-        self._names, self._files = names, [found[name] for name in names]
         numbered = all(re.fullmatch(r"[0-9]{1,18}", file.stem) for file in self._files)
-        self.certain = numbered and len({int(file.stem) for file in self._files}) == len(names)
+        self._by_number = numbered and len({int(f.stem) for f in self._files}) == len(self._files)
 
     def digest(self) -> str:
         """SHA-256 of names, sizes and contents."""
         sha = hashlib.sha256()
         for name, file in zip(self._names, self._files, strict=True):
             content = file.read_bytes()
-            sha.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape"))
+            sha.update(f"{name}\0{len(content)}\0".encode())
             sha.update(content)
         return sha.hexdigest()
 
@@ -371,7 +378,7 @@ class Pictures:
         """Which images are used, and the places in `train` that they take, as for `Arrays`."""
         self._size = train.image_size
         tops = [name.partition("/")[0] if "/" in name else None for name in self._names]
-        if not self.certain:
+        if not self._by_number:
             return self._by_class(tops, train)
         given = torch.tensor([int(file.stem) for file in self._files])
         which, places = _places_of(self._path, given, rows, total)
@@ -383,9 +390,19 @@ class Pictures:
         return which, places
 
     def read(self, which: Tensor) -> Tensor:
-        """The images of these numbers, (b, 3, h, w) uint8."""
-        pixels = np.stack([self._pixels(self._files[number]) for number in which.tolist()])
+        """The images of these numbers, (b, 3, h, w) uint8; those that are damaged are black."""
+        height, width = self._size
+        pixels = np.zeros((len(which), height, width, 3), np.uint8)
+        for place, number in enumerate(which.tolist()):
+            try:
+                pixels[place] = read_picture(self._files[number], exact=(width, height))
+            except UsageError as error:
+                self._damaged.append(str(error))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def finish(self) -> None:
+        """Raise UsageError with all that could not be read."""
+        refuse_damaged(self._damaged)
 
     def _by_class(self, tops: list[str | None], train: ImageDataset) -> tuple[Tensor, Tensor]:
         """The files of each class in sorted order, for the images of that class in order."""
@@ -410,24 +427,6 @@ class Pictures:
         # Names are sorted by class folder, classes need not be.
         order = [members for _, members in sorted(places, key=lambda item: f"{item[0]}/")]
         return torch.arange(len(tops)), torch.cat(order)
-
-    def _pixels(self, file: Path) -> np.ndarray:
-        """One image as (h, w, 3) uint8; its size is looked at before it is decoded."""
-        height, width = self._size
-        try:
-            with Image.open(file, formats=FORMATS) as image:
-                found, mode = image.size, image.mode
-                if found == (width, height) and mode in ("RGB", "L", "P"):
-                    return np.asarray(image.convert("RGB"))
-        except Exception as error:  # what a damaged file provokes depends on the format
-            why = " ".join(str(error).split())
-            raise UsageError(f"cannot read the image '{file}': {why}") from error
-        if found != (width, height):
-            raise UsageError(
-                f"the image '{file}' has {found[0]} x {found[1]} pixels; {width} x {height} are "
-                "needed"
-            )
-        raise UsageError(f"the image '{file}' has pixels of kind {mode}; save it as 8-bit RGB")
 
 
 def _places_of(path: Path, given: Tensor, rows: Tensor, total: int | None) -> tuple[Tensor, Tensor]:

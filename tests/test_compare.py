@@ -268,7 +268,7 @@ def test_a_setting_that_only_one_side_knows_is_no_obstacle() -> None:
         {"width": 1.0},
         {"epsilon": 4 / 255, "budget": {"norm": "linf", "epsilon": 4 / 255}},
         {"defense": "mixup", "defense_label": "mixup"},
-        {"dataset": "cifar100"},
+        {"dataset_digest": "d2"},
         {"recipe_settings": {"epochs": 20, "train_images": 5000, "curve_images": 2000}},
         {"method_settings": {"steps": 9}},
     ],
@@ -648,3 +648,13 @@ def test_help_names_both(capsys) -> None:
         assert ended.value.code == 0
     assert "run_bench.py diff A B" in (shown := " ".join(capsys.readouterr().out.split()))
     assert "run_bench.py merge A B --into C" in shown
+
+
+def test_a_data_set_is_its_content_and_not_its_folders_name() -> None:
+    moved = compare(seeds([0.3, 0.4]), seeds([0.3, 0.4], dataset="elsewhere"))
+    assert [bool(pair.a and pair.b) for pair in moved.pairs] == [True]
+    other = compare(seeds([0.3, 0.4]), seeds([0.1, 0.1], dataset_digest="d2"))
+    assert [bool(pair.a and pair.b) for pair in other.pairs] == [False, False]
+    told = diff_table(other, ("a", "b")).text()
+    assert "cifar10 (d1)" in told
+    assert "cifar10 (d2)" in told

@@ -248,3 +248,27 @@ def test_split_cuts_only_outside_brackets_or_complains(text: str) -> None:
         return
     assert ",".join(pieces).replace(",", "") == text.replace(",", "")
     assert all(piece for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("typed", "path"),
+    [
+        ("file:Bob's photos", "Bob's photos"),
+        ("file:it's.npz,epsilon=0.1", "it's.npz"),
+        ("file:'a, b+noise (1).npz'", "a, b+noise (1).npz"),
+        ('file:"it\'s, (really)"', "it's, (really)"),
+        ("file:'it's, odd'", "it's, odd"),
+        ("file:'a+noise'", "a+noise"),
+        ("file:'x=1.npz'", "x=1.npz"),
+        ("file:path='a]b'", "a]b"),
+    ],
+)
+def test_names_with_odd_signs_can_be_typed(typed: str, path: str) -> None:
+    (spec,) = parse(typed, METHODS)
+    assert (spec.name, spec.argument) == ("file", path)
+
+
+@pytest.mark.parametrize("typed", ["file:a(b.npz", "file:a, b", "file:'a, b"])
+def test_errors_show_how_names_with_odd_signs_are_typed(typed: str) -> None:
+    with pytest.raises(UsageError, match="in quotes, as file:"):
+        parse(typed, METHODS)

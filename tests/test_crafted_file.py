@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 import bench
-from bench.component import build, canonical, parse_one
+from bench.component import Spec, build, canonical, parse_one
 from bench.crafting import Crafting
 from bench.data import ImageDataset, Places, balanced_rows
 from bench.datasets.folder import Folder
@@ -124,12 +125,115 @@ def test_rows_outside_the_part_are_passed_over(save: Any) -> None:
     assert (craft(method(save(images=CRAFTED[rows], rows=rows)), PART, ROWS) == CRAFTED[ROWS]).all()
 
 
-def test_images_in_a_wrong_order_are_noticed_unless_rows_vouch_for_them(save: Any) -> None:
-    order = np.arange(len(WHOLE))[::-1].copy()
-    moved = CRAFTED[order]
-    assert "no nearer to the clean ones" in failure(lambda: craft(method(save(images=moved))))
-    vouched = save(images=moved, rows=np.arange(len(WHOLE)))
-    assert (craft(method(vouched)) == moved).all()
+def noisy(images: torch.Tensor, levels: int, seed: int = 0) -> torch.Tensor:
+    """The same, every value up or down by so many grey levels."""
+    signs = torch.randint(0, 2, images.shape, generator=torch.Generator().manual_seed(seed))
+    return (images.short() + (2 * signs - 1) * levels).clamp(0, 255).to(torch.uint8)
+
+
+def by_class(images: torch.Tensor) -> torch.Tensor:
+    """Each image in the place of another one of its class."""
+    moved = images.clone()
+    for label in range(4):
+        members = (WHOLE.labels == label).nonzero().flatten()
+        moved[members] = images[members.roll(1)]
+    return moved
+
+
+def two_exchanged(images: torch.Tensor) -> torch.Tensor:
+    moved = images.clone()
+    moved[[3, 7]] = images[[7, 3]]  # both of class 3
+    return moved
+
+
+def one_in_bgr(images: torch.Tensor) -> torch.Tensor:
+    moved = images.clone()
+    moved[5] = images[5].flip(0)
+    return moved
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("rows", [True, False])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x: x.flip(0), "of other clean images: one for row"),
+        (lambda x: x[WHOLE.labels.sort(stable=True).indices], "of other clean images"),
+        (by_class, "of other clean images of the same class"),
+        (two_exchanged, "2 images of other clean images of the same class"),
+        (lambda x: x.flip(1), "channels exchanged (BGR for RGB)"),
+        (lambda x: x[:, [1, 2, 0]], "channels exchanged (GBR for RGB)"),
+        (one_in_bgr, "1 image changed from the clean: channels exchanged"),
+        (lambda x: x.transpose(2, 3), "axes transposed"),
+        (lambda x: x.flip(1).transpose(2, 3), "channels exchanged (BGR for RGB) and axes"),
+        (lambda x: x.flip(3), "left and right exchanged"),
+        (lambda x: 255 - x, "light and dark exchanged"),
+        (lambda x: x // 128, "divided by 255 twice"),
+        (torch.zeros_like, "images of one colour"),
+        (lambda x: torch.full_like(x, 127), "noise without images"),
+    ],
+)
+def test_sets_of_other_images_are_refused_whatever_they_say(
+    wrong: Any, message: str, rows: bool, labels: bool, save: Any
+) -> None:
+    said = {"labels": WHOLE.labels.numpy()} if labels else {}
+    said |= {"rows": np.arange(40)} if rows else {}
+    made = wrong(WHOLE.images)
+    # Noise would be most of what is left.
+    images = made if "one colour" in message or "twice" in message else noisy(made, 2)
+    file = save(images=images.numpy(), **said)
+    found = failure(lambda: craft(method(file)))
+    assert message in found
+    assert "match=trust" in found
+    trusted = craft(method(file, match="trust"))
+    assert (trusted == images.permute(0, 2, 3, 1).numpy()).all()
+
+
+@pytest.mark.parametrize("levels", [0, 8, 32, 64])
+def test_strong_sets_pass(levels: int, save: Any) -> None:
+    craft(method(save(images=noisy(WHOLE.images, levels).numpy())))
+
+
+@pytest.mark.parametrize("name", ["cuda", "ops", "noise:epsilon=48/255"])
+def test_legitimate_sets_of_other_methods_pass(name: str, save: Any) -> None:
+    train = Synthetic(train=60, test=8).load(NOWHERE).train
+    mask, made = torch.ones(60, dtype=torch.bool), build(METHODS, parse_one(name, METHODS))
+    rows = torch.arange(60)
+    job = Crafting(train, rows, mask, 0, torch.device("cpu"), "fp32", lambda number: [])
+    released = release(train, made.craft(job), mask, made.budget).images
+    method(save(images=released.numpy())).check(train, rows, 60)
+    wrong = released.flip(0)
+    refused = failure(lambda: method(save(images=wrong.numpy())).check(train, rows, 60))
+    assert "other" in refused
+
+
+def test_few_images_on_the_rows_of_others_are_refused(save: Any) -> None:
+    """What a part of the recipe is, numbered from 0 as if it were the whole."""
+    file = save(images=noisy(PART.images, 4).numpy(), rows=np.arange(12))
+    assert "one for row" in failure(lambda: craft(method(file), PART, ROWS))
+
+
+def test_trust_is_told_and_the_check_has_the_old_identity(save: Any) -> None:
+    file = save(images=CRAFTED)
+    assert method(file).settings().keys() == {"digest", "epsilon"}
+    trusting = method(file, match="trust")
+    assert trusting.identity() != method(file).identity()
+    assert trusting.deviations() == {"match": ["trust", "check"]}
+    expansion = Expansion(Grid(methods=f"file:({file}),match=trust", dataset="synthetic"))
+    assert expansion.methods[1][0].endswith(":match=trust")
+
+
+def test_images_that_a_set_does_not_cover_do_not_count_as_protected(save: Any) -> None:
+    made = method(save(images=CRAFTED[:3], rows=np.arange(3)))
+    mask = torch.ones(40, dtype=torch.bool)
+    job = Crafting(WHOLE, torch.arange(40), mask, 0, torch.device("cpu"), "fp32", lambda n: [])
+    made.craft(job)
+    assert job.mask.nonzero().flatten().tolist() == [0, 1, 2]
+
+
+def test_a_perturbation_saved_by_pytorch_is_called_so(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "delta.pt")
+    assert "is a PyTorch file" in failure(lambda: method(tmp_path / "delta.pt"))
 
 
 # --- folders ----------------------------------------------------------------------------------
@@ -196,9 +300,14 @@ def test_pictures_that_cannot_be_used(tmp_path: Path) -> None:
     file = tmp_path / "mine" / "3.png"
     file.parent.mkdir()
     Image.new("RGBA", (8, 8)).save(file)
-    assert "pixels of kind RGBA" in failure(lambda: craft(method(file.parent)))
+    transparent = craft(method(file.parent, match="trust"))
+    assert (transparent[3] == 255).all()  # over white, as the data set folder:PATH has it
     file.write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
     assert "cannot read the image" in failure(lambda: craft(method(file.parent)))
+    file.with_name("2.png").write_bytes(b"")
+    both = failure(lambda: craft(method(file.parent)))
+    assert "2.png" in both
+    assert "3.png" in both
     Image.new("1", (30_000, 30_000)).save(file)  # small on disk, huge in memory
     assert "3.png" in failure(lambda: craft(method(file.parent)))
 
@@ -346,6 +455,27 @@ def test_labels_of_tables_and_canonical_text(save: Any, tmp_path: Path) -> None:
     # --epsilon tells methods what to craft to; somebody's finished set is not crafted.
     with pytest.raises(UsageError, match="none of"):
         Expansion(Grid(methods=f"file:({file})", dataset="synthetic", epsilon=0.1))
+
+
+@pytest.mark.parametrize("name", ["a+noise", "a, b", "it's", "a(b", "a)b, 'c", "x=1", "café+ops"])
+def test_canonical_text_of_odd_names_is_read_as_them(name: str, save: Any) -> None:
+    made = build(METHODS, Spec("file", save(name, **ONE)))
+    assert parse_one(canonical(made, METHODS), METHODS).argument == made.path
+
+
+def test_path_in_the_other_unicode_form_is_found(save: Any) -> None:
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    file = save(apart, **ONE)
+    assert method(file.replace(apart, composed)).identity() == method(file).identity()
+
+
+def test_files_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    for name, by in (("one", 3), ("two", 4)):
+        (tmp_path / name / "out").mkdir(parents=True)
+        np.savez(tmp_path / name / "out" / "set.npz", images=changed(WHOLE.images, by))
+    methods = ",".join(f"file:{tmp_path}/{name}/out/set.npz" for name in ("one", "two"))
+    labels = [label for label, _ in Expansion(Grid(methods=methods, dataset="synthetic")).methods]
+    assert labels == ["clean", "file:set (one)", "file:set (two)"]
 
 
 # --- through the grid -------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import stat
@@ -24,6 +25,7 @@ from PIL import Image
 from bench.component import build, parse_one
 from bench.data import Places, Splits
 from bench.datasets import cifar, folder, sources
+from bench.datasets import pictures as folder_pictures
 from bench.datasets.cifar import Cifar10, Cifar100
 from bench.datasets.folder import Folder
 from bench.datasets.synthetic import Synthetic
@@ -584,7 +586,11 @@ def test_folder_is_decoded_once(
 def test_folder_reports_progress(pets: Path, places: Places) -> None:
     told = []
     Folder(str(pets)).load(dataclasses.replace(places, progress=lambda *what: told.append(what)))
-    assert told == [("reading pets", done, 15) for done in range(16)]
+    assert told[1:] == [("reading pets", done, 15) for done in range(16)]
+    assert told[0][0].endswith(
+        "15 images are used; left out: 3 files (1 with the ending .txt, 1 in '.thumbnails', "
+        "1 outside the classes)"
+    )
 
 
 def test_folder_identity_knows_no_path() -> None:
@@ -704,6 +710,98 @@ def test_folder_errors(
 @pytest.mark.parametrize("typed", ["folder:x,size=0", "folder:x,test=0", "folder:x,test=1"])
 def test_folder_settings_are_checked(typed: str) -> None:
     failure(lambda: build(DATASETS, parse_one(typed, DATASETS)))
+
+
+def two_halves(root: Path, train: str, test: str) -> Folder:
+    for half in (train, test):
+        for label in ("a", "b"):
+            for index in range(2):
+                paint(root / half / label / f"{index}.png", (index, 0, 0))
+    return Folder(str(root))
+
+
+@pytest.mark.parametrize("train", ["train", "Training", "TRAIN_SET", "images-train"])
+@pytest.mark.parametrize("test", ["valid", "Validation", "TEST", "testing set", "eval", "dev"])
+def test_halves_in_other_spellings(train: str, test: str, tmp_path: Path, places: Places) -> None:
+    splits = two_halves(tmp_path / "x", train, test).load(places)
+    assert splits.train.classes == ("a", "b")
+    assert [len(half) for half in splits] == [4, 4]
+
+
+def test_folders_that_are_almost_right_get_a_hint(tmp_path: Path, places: Places) -> None:
+    odd = failure(lambda: two_halves(tmp_path / "odd", "train", "prova").load(places))
+    assert "prova is no name of the other" in odd
+    assert "validation" in odd
+    shutil.rmtree(tmp_path / "odd" / "prova")
+    alone = failure(lambda: Folder(str(tmp_path / "odd")).load(places))
+    assert f"give folder:{tmp_path}/odd/train" in alone
+    (tmp_path / "odd" / "train").rename(tmp_path / "odd" / "photos")
+    deep = failure(lambda: Folder(str(tmp_path / "odd")).load(places))
+    assert f"did you mean folder:{tmp_path}/odd/photos" in deep
+
+
+def test_what_pillow_reads_is_taken_and_the_rest_counted(pets: Path, places: Places) -> None:
+    for index, ending in enumerate((".ppm", ".jfif", ".JPE", ".jp2")):
+        picture = Image.new("RGB", (8, 6), (50 + index,) * 3)
+        picture.save(pets / "cat" / f"more{ending}")
+    Image.new("RGB", (8, 6)).save(pets / "cat" / "bare", "PNG")
+    (pets / "cat" / "notes").write_text("no image")
+    (pets / "cat" / "x.heic").write_bytes(b"ftypheic")
+    for foreign in ("cat/@eaDir", "__MACOSX", "dog/$RECYCLE.BIN"):
+        paint(pets / foreign / "thumb.jpg")
+    told: list[str] = []
+    watched = dataclasses.replace(places, progress=lambda *what: told.append(what[0]))
+    splits = Folder(str(pets)).load(watched)
+    assert sum(map(len, splits)) == 15 + 5
+    assert "20 images are used; left out: " in told[0]
+    for part in ("1 with the ending .heic", "1 without an ending", "1 in '@eaDir'"):
+        assert part in told[0]
+
+
+def test_all_damaged_images_are_named_at_once(pets: Path, places: Places) -> None:
+    no_image(pets)
+    (pets / "cat" / "old" / "0.png").write_bytes(b"")
+    message = failure(lambda: Folder(str(pets)).load(places))
+    assert "2 images cannot be used" in message
+    assert "3.bmp" in message
+    assert "0.png" in message
+
+
+def test_class_names_that_are_no_text_are_refused(pets: Path, places: Places) -> None:
+    os.rename(os.fsencode(pets / "cat"), os.fsencode(pets) + b"/caf\xe9")  # noqa: PTH104
+    assert "'caf\\xe9' is not valid UTF-8" in failure(lambda: Folder(str(pets)).load(places))
+
+
+def test_decoded_copy_follows_the_content(pets: Path, places: Places, tmp_path: Path) -> None:
+    """Of equal sizes and times, and whatever the folder is called."""
+    for file in pets.rglob("*.*"):
+        os.utime(file, (0, 0))
+    shutil.copytree(pets / "dog", pets / "elk")
+    for index in range(5):
+        paint(pets / "elk" / f"{index}.bmp", (200 + index,) * 3)
+        os.utime(pets / "elk" / f"{index}.bmp", (0, 0))
+    first = Folder(str(pets)).load(places)
+    (pets / "elk").rename(tmp_path / "aside")
+    (pets / "dog").rename(pets / "elk")
+    (tmp_path / "aside").rename(pets / "dog")
+    again = Folder(str(pets)).load(places)
+    dogs = again.train.images[again.train.labels == 1]
+    assert int(dogs.min()) >= 200
+    assert not same(first, again)
+
+
+def test_content_is_read_again_only_where_the_first_look_differs(
+    pets: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(pets.rglob("*.png"))
+    monkeypatch.setattr(folder_pictures, "_SETTLED", -1)
+    first = folder_pictures.fingerprint(Folder("x"), pets, files, places.cache_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_pictures, "_digest", never)
+        again = folder_pictures.fingerprint(Folder("x"), pets, files, places.cache_dir)
+    assert again == first
+    os.utime(files[0], (1, 1))  # another look, the same content
+    assert folder_pictures.fingerprint(Folder("x"), pets, files, places.cache_dir) == first
 
 
 # --- the synthetic one ------------------------------------------------------------------------

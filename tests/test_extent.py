@@ -74,6 +74,40 @@ def test_classes_are_typed_as_numbers_or_names(typed: str, classes: set[int]) ->
 
 
 @pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("0-2", {"0", "1", "2"}),
+        ("10", {"10"}),
+        ("9-11,tench, Tinca tinca", {"9", "10", "11", "tench, Tinca tinca"}),
+        ("it's,'tench, Tinca tinca'", {"it's", "tench, Tinca tinca"}),
+        ("cafe\u0301", {"caf\u00e9"}),
+    ],
+)
+def test_a_class_is_meant_by_its_name_whatever_it_is_called(typed: str, names: set[str]) -> None:
+    named = (*sorted(map(str, range(12))), "it's", "tench, Tinca tinca", "caf\u00e9")
+    train = replace(SPLITS.train, classes=named)
+    found = Expansion(replace(SMALL, protect_classes=typed)).protected_classes(train)
+    assert found is not None
+    assert {named[index] for index in found} == names
+
+
+def test_a_number_that_is_no_class_is_refused_where_classes_are_numbers() -> None:
+    train = replace(SPLITS.train, classes=("1", "2", "5", "7"))
+    with pytest.raises(UsageError, match="those called by numbers are 1, 2, 5, 7"):
+        Expansion(replace(SMALL, protect_classes="0")).protected_classes(train)
+
+
+def test_a_ratio_that_protects_nothing_gets_a_note(tmp_path: Path) -> None:
+    grid = replace(SMALL, methods="noise", poison_ratio=(0.0001, 0.0))
+    folders = (tmp_path / "results", tmp_path / "store", tmp_path)
+    opened = Session(grid, *folders, download=False).open()
+    plan = make_plan(opened.cells, opened.data, opened.store, folders[0])
+    assert [note.startswith("noise at ratio 0.0001 protects no image") for note in plan.notes] == [
+        True
+    ]
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"protect_classes": "9"}, "'9' does not lie within 0 to 3"),

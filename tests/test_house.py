@@ -13,14 +13,14 @@ SOURCES = sorted(
     file for folder in ("bench", "methods", "defenses") for file in (ROOT / folder).rglob("*.py")
 )
 LEAVES_TO_USERS = [
-    {"errors", "terminal", "pipes", "seeding", "files", "augment", "replay", "policies"},
-    {"gaussian_mixture", "bfloat16"},
+    {"errors", "terminal", "pipes", "seeding", "files", "names", "augment", "replay"},
+    {"policies", "gaussian_mixture", "bfloat16"},
     {"registry"},
     {"component"},
     {"budget", "data", "recipe", "store", "folding", "worst_case", "mixing"},
     {"soundness", "samples", "record"},
     {"targets"},
-    {"network", "decoded", "pgd", "joined", "separability"},
+    {"network", "decoded", "pgd", "joined", "separability", "resemblance"},
     {"method", "defense", "device", "release", "loading"},
     {"archs", "datasets", "recipes"},
     {"crafting", "train", "composition", "stack", "imprint", "grid", "second_order"},

@@ -55,10 +55,12 @@ def _same(one: Any, other: Any) -> bool:
 class Place:
     """Where a reader looks for a number: all that was asked for but the seed and the precision.
 
-    Settings are JSON text; those of the curve are left out, which decide no final accuracy.
+    A data set is its content, whatever its folder is called. Settings are JSON text; those of the
+    curve are left out, which decide no final accuracy.
     """
 
-    dataset: str
+    dataset: str = field(compare=False)
+    dataset_digest: str
     train_images: int
     recipe: str
     recipe_label: str = field(compare=False)
@@ -80,6 +82,7 @@ class Place:
         settings = {k: v for k, v in context.settings.items() if not k.startswith("curve")}
         return cls(
             dataset=context.dataset,
+            dataset_digest=context.dataset_digest,
             train_images=context.train_images,
             recipe=context.recipe,
             recipe_label=context.recipe_label,
@@ -95,7 +98,13 @@ class Place:
     @property
     def order(self) -> tuple[Any, ...]:
         """As tables are ordered."""
-        first = (self.dataset, self.recipe_label, self.train_images, self.holdout)
+        first = (
+            self.dataset,
+            self.dataset_digest,
+            self.recipe_label,
+            self.train_images,
+            self.holdout,
+        )
         mixed = (self.poison_ratio, self.protected_classes, self.craft_seed)
         return (*first, *mixed, self.row.order, self.column.order)
 

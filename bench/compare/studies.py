@@ -130,7 +130,7 @@ def read_studies(folder: Path, notes: list[str]) -> list[Record]:
 
 def _places(records: Iterable[Record]) -> dict[tuple[str, ...], Record]:
     """Records by what was measured and how; the precision stands last."""
-    names = ("study", "subject", "study_settings", "dataset", "recipe", "recipe_settings")
+    names = ("study", "subject", "study_settings", "dataset_digest", "recipe", "recipe_settings")
     names = (*names, "seed", "craft_seed", "precision")
     ordered = sorted(records, key=lambda one: (one["finished"], one["key"]))
     return {tuple(json.dumps(one[name], sort_keys=True) for name in names): one for one in ordered}

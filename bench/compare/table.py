@@ -129,12 +129,21 @@ def _possible_facets(listed: Sequence[Pair]) -> dict[str, Callable[[Pair], str]]
         row = pair.place.row
         return label("method", row.method_label, _but_radius(row.method_settings))
 
+    contents: dict[str, set[str]] = defaultdict(set)
+    for pair in listed:
+        contents[pair.place.dataset].add(pair.place.dataset_digest)
+
+    def dataset(pair: Pair) -> str:
+        """By name, with the content where two of one name are not the same images."""
+        name, digest = pair.place.dataset, pair.place.dataset_digest
+        return f"{name} ({short(digest)})" if len(contents[name]) > 1 else name
+
     def crafted(word: Callable[[Place], str]) -> Callable[[Pair], str]:
         """Of the control, which is not crafted, nothing."""
         return lambda pair: "" if pair.place.row.method == CONTROL else word(pair.place)
 
     return {
-        "dataset": lambda pair: pair.place.dataset,
+        "dataset": dataset,
         "images": lambda pair: str(pair.place.train_images),
         "recipe": lambda pair: label("recipe", pair.place.recipe_label, pair.place.recipe_settings),
         "precision": lambda pair: precision(pair) if mixed else "",

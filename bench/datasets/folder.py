@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,15 +13,30 @@ from PIL import Image, ImageOps
 
 from bench.component import setting
 from bench.data import DatasetSource, Places, Splits
-from bench.datasets.pictures import ENDINGS, decode_all, fingerprint, halves, pictures
+from bench.datasets.pictures import (
+    LeftOut,
+    decode_all,
+    fingerprint,
+    halves,
+    is_hidden,
+    pictures,
+    read_picture,
+)
 from bench.decoded import kept
 from bench.errors import UsageError
-from bench.files import user_path
+from bench.files import slugify, user_path
+from bench.names import composed, text_of
 from bench.registry import DATASETS
 from bench.seeding import stream
 
 Sorted = dict[str, list[Path]]
 """Image files by class; classes and files in the order of their names."""
+
+_TRAIN = ("train", "training", "trn", "tr")
+_TEST = ("test", "testing", "tst", "val", "valid", "validation", "eval", "evaluation", "dev")
+"""Names of halves, the best first; of two the better one is taken. Case does not count, nor do
+words such as "set" and "images" beside them, as in Training_Set or images-val."""
+_AROUND = ("", "set", "data", "dataset", "split", "images", "image", "imgs", "img", "folder")
 
 
 @DATASETS.register("folder", argument="path")
@@ -29,8 +45,9 @@ class Folder(DatasetSource):
     """Your own images: folder:PATH, with one subfolder for each class.
 
     The classes are the first-level subfolders in the order of their names; images may lie deeper.
-    If PATH has `train/` and `test/` (or `val/`), these are the two halves and the classes lie in
+    If PATH has `train/` and `test/` (or `val/`, or other usual names of halves), the classes lie in
     each of them; otherwise a share of every class is held out as test images, always the same.
+    What Pillow reads is taken; what is left out is counted in a line.
 
     Everything becomes 8-bit RGB: orientation tags are applied, transparent parts are laid over
     white, 16-bit greys are scaled down, and of an animation the first frame is taken.
@@ -53,7 +70,7 @@ class Folder(DatasetSource):
     @property
     def title(self) -> str:
         """The folder's own name."""
-        return user_path(self.path).resolve().name or self.name
+        return text_of(user_path(self.path).resolve().name) or self.name
 
     def settings(self) -> dict[str, Any]:
         """All but the path: results belong to the images, wherever they lie."""
@@ -68,23 +85,31 @@ class Folder(DatasetSource):
         root = user_path(self.path)
         if not root.is_dir():
             raise UsageError(f"'{self.path}' is not a folder; give one with a subfolder per class")
-        root = root.resolve()
-        train, test = self._halves(root)
+        root, left_out = root.resolve(), LeftOut()
+        train, test = self._halves(root, left_out)
         files = [file for half in (train, test) for group in half.values() for file in group]
-        folder = places.cache_dir / f"{self.title[:40]}-{fingerprint(self, root, files)[:16]}"
+        if left_out:
+            said = f"note: of '{root.name}' {len(files)} images are used; left out: {left_out}"
+            places.progress(said, 0, 0)
+        mark = fingerprint(self, root, files, places.cache_dir)
+        folder = places.cache_dir / f"{slugify(self.title)[:40]}-{mark[:16]}"
         return kept(folder, lambda: self._decode(train, test, places))
 
-    def _halves(self, root: Path) -> tuple[Sorted, Sorted]:
+    def _halves(self, root: Path, left_out: LeftOut) -> tuple[Sorted, Sorted]:
         """Files of the training and of the test half, by class."""
-        given = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-        if given is not None and (root / "train").is_dir():
-            train, test = _sorted(root / "train"), _sorted(given)
+        given = _given_halves(root)
+        if given is not None:
+            train, test = (_sorted(half, left_out) for half in given)
+            _beside(root, given, left_out)
+            # macOS writes accents as letters of their own, which may differ between the halves.
+            test = {_alike(label, train): files for label, files in test.items()}
             if train.keys() != test.keys():
                 odd = sorted(train.keys() ^ test.keys())[0]
-                here, there = ("train", given.name) if odd in train else (given.name, "train")
+                names = [half.name for half in given]
+                here, there = names if odd in train else reversed(names)
                 raise UsageError(f"class '{odd}' of '{root}' is in {here}/ but not in {there}/")
-            return train, test
-        train, test = _sorted(root), {}
+            return train, {label: test[label] for label in train}
+        train, test = _sorted(root, left_out), {}
         for label, files in train.items():
             if len(files) < 2:
                 raise UsageError(
@@ -115,60 +140,111 @@ class Folder(DatasetSource):
         Raises:
             UsageError: if Pillow cannot read it.
         """
-        try:
-            with Image.open(file) as image:
-                upright = _to_rgb(ImageOps.exif_transpose(image))
-        except Exception as error:  # what a damaged file provokes depends on the format
-            raise UsageError(f"cannot read the image '{file}': {error}") from error
-        if self.size is not None:
-            upright = ImageOps.fit(upright, (self.size, self.size), Image.Resampling.BICUBIC)
-        return np.asarray(upright)
+        pixels = read_picture(file)
+        if self.size is None:
+            return pixels
+        square = (self.size, self.size)
+        return np.asarray(ImageOps.fit(Image.fromarray(pixels), square, Image.Resampling.BICUBIC))
 
 
-def _sorted(folder: Path) -> Sorted:
+def _given_halves(root: Path) -> tuple[Path, Path] | None:
+    """The training and the test half, or None if the folder holds classes.
+
+    Raises:
+        UsageError: if there is one half alone, or more than one of a kind that is as good.
+    """
+    found: list[Path] = []
+    for names in (_TRAIN, _TEST):
+        ranked = [(names.index(name), one) for one in _folders(root) if (name := _half(one, names))]
+        best = [one for rank, one in ranked if rank == min(ranked)[0]]
+        if len(best) > 1:
+            raise UsageError(
+                f"'{root}' has both {best[0].name}/ and {best[1].name}/; keep one of them"
+            )
+        found += best
+    train, test = (
+        next((one for one in found if _half(one, names)), None) for names in (_TRAIN, _TEST)
+    )
+    if train is not None and test is not None:
+        return train, test
+    lone = train or test
+    # A class may be called so, too; but then it holds images, and not folders of images.
+    if lone is None or _at_top(lone) or not any(map(pictures, _folders(lone))):
+        return None
+    others = [one.name for one in _folders(root) if one != lone]
+    wanted = _TEST if lone is train else _TRAIN
+    if not others:
+        raise UsageError(
+            f"'{root}' has {lone.name}/ alone, and the classes inside it; give folder:{lone}, of "
+            f"which a share is held out, or add the other half as {wanted[0]}/"
+        )
+    raise UsageError(
+        f"'{root}' has a half {lone.name}/, but {', '.join(others[:5])} is no name of the other; "
+        f"call it {' or '.join(wanted)}, or give folder:{lone}, of which a share is held out"
+    )
+
+
+def _half(folder: Path, names: tuple[str, ...]) -> str:
+    """Which of these names of halves a folder has; empty if none."""
+    words = "".join(filter(str.isalnum, folder.name.casefold()))
+    forms = ((name, around) for name in names for around in _AROUND)
+    return next((name for name, more in forms if words in (name + more, more + name)), "")
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The subfolders that may be classes or halves, in the order of their names."""
+    return sorted(one for one in folder.iterdir() if one.is_dir() and not is_hidden(one.name))
+
+
+def _at_top(folder: Path) -> list[Path]:
+    """Pictures that lie in no subfolder."""
+    return [file for file in pictures(folder) if file.parent == folder]
+
+
+def _beside(folder: Path, used: Collection[Path], left_out: LeftOut) -> None:
+    """Count the files of a folder that lie in none of the subfolders that are used."""
+    for one in folder.iterdir():
+        if one in used:
+            continue
+        if not one.is_dir():
+            left_out["hidden" if is_hidden(one.name) else "outside the classes"] += 1
+        elif count := sum(file.is_file() for file in one.rglob("*")):
+            left_out[f"in '{one.name}'"] += count
+
+
+def _alike(label: str, known: Collection[str]) -> str:
+    """The same name as it is known, whatever its Unicode form."""
+    return next((one for one in known if composed(one) == composed(label)), label)
+
+
+def _sorted(folder: Path, left_out: LeftOut) -> Sorted:
     """Image files below each first-level subfolder; hidden files and folders do not count.
 
     Raises:
         UsageError: if there are no two classes with images each.
     """
-    classes = sorted(
-        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
-    found = {entry.name: pictures(entry) for entry in classes}
+    classes = _folders(folder)
+    found = {text_of(entry.name): pictures(entry, left_out) for entry in classes}
+    _beside(folder, classes, left_out)
     if not any(found.values()):
+        hint = f"; left out: {left_out}" if left_out else ""
         raise UsageError(
-            f"'{folder}' has no images in subfolders; put {', '.join(sorted(ENDINGS))} files into "
-            "one subfolder per class"
+            f"'{folder}' has no images in subfolders; put .png, .jpg or other pictures into one "
+            f"subfolder per class{hint}"
+        )
+    if len(found) == 1:
+        (only,) = classes
+        deeper = [one.name for one in _folders(only) if pictures(one)]
+        hint = (
+            f"; did you mean folder:{only}, which has {', '.join(deeper[:5])}?"
+            if len(deeper) > 1 and not _at_top(only)
+            else ""
+        )
+        raise UsageError(
+            f"'{folder}' has one class only, '{only.name}'; classification needs a second "
+            f"subfolder{hint}"
         )
     for label, files in found.items():
         if not files:
             raise UsageError(f"class '{label}' of '{folder}' has no images; fill it or remove it")
-    if len(found) < 2:
-        raise UsageError(
-            f"'{folder}' has one class only, '{next(iter(found))}'; "
-            "classification needs a second subfolder"
-        )
     return found
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB.
-
-    Raises:
-        ValueError: for floating-point pixels, which have no known white.
-    """
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        # Pillow would clip these at 255. Some of its versions call 16-bit greys "I" (32 bits).
-        greys = np.asarray(image).astype(np.int64)
-        if greys.min() < 0 or greys.max() > 65535:
-            raise ValueError("its greys need more than 16 bits; save it with 8 or 16")
-        return Image.fromarray(np.round(greys / 257).astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
-        if image.mode == "La":  # converts to nothing but LA
-            image = image.convert("LA")
-        drawing = image.convert("RGBA")
-        white = Image.new("RGBA", drawing.size, "white")
-        return Image.alpha_composite(white, drawing).convert("RGB")
-    return image.convert("RGB")

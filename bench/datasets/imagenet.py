@@ -84,7 +84,8 @@ class _FirstHundred(DatasetSource):
             for file in self._of_class(root / "val", synset)
         ]
         files, labels = (list(part) for part in zip(*train, *test, strict=True))
-        folder = places.cache_dir / f"{self.name}-{fingerprint(self, root, files)[:16]}"
+        mark = fingerprint(self, root, files, places.cache_dir)
+        folder = places.cache_dir / f"{self.name}-{mark[:16]}"
 
         def decode() -> Splits:
             images = decode_all(files, self._pixels, self.name, places)

@@ -55,7 +55,7 @@ class TinyImageNet(DatasetSource):
         """
         tree = _find(places.data_dir)
         with tree:
-            mark = fingerprint(self, tree.root, tree.stamps())
+            mark = fingerprint(self, tree.root, tree.stamps(), places.cache_dir)
             folder = places.cache_dir / f"{self.name}-{mark[:16]}"
             return kept(folder, lambda: self._decode(tree, places))
 
@@ -88,7 +88,7 @@ class _Tree:
         return sorted(file.relative_to(self.root).as_posix() for file in files)
 
     def stamps(self) -> Iterable[Path]:
-        """Files whose size and time of change tell whether any content changed."""
+        """Files whose content decides what is decoded."""
         return (self.root / name for name in self.names)
 
     def read(self, name: str) -> bytes:

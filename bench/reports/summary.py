@@ -47,7 +47,7 @@ class Context:
     `recipe_settings` is JSON text, so that contexts can be compared and sorted.
     """
 
-    dataset: str
+    dataset: str = field(compare=False)
     dataset_digest: str
     train_images: int
     recipe: str

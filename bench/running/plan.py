@@ -167,6 +167,11 @@ class _Planner:
                 if self._craft(part, part.called(canonical(part.method, METHODS))):
                     needs.add(key_of(part.identity))
             images = self._protected(job)
+            if not images and job.poison_ratio > 0:
+                self._plan.notes.append(
+                    f"{label} protects no image: {job.poison_ratio:g} of those that may be "
+                    "protected is less than half of one"
+                )
             work = job.method.gradient_images(images) * self._cost.of_gradient(job.method)[1]
             size = self._data.train.images.numel()
             self.tasks[key] = Task(

@@ -169,8 +169,8 @@ class Workshop:
             crafting = self._crafting(job)
             crafting.scratch, crafting.key = artifact.partial, artifact.key
             crafting.monitor = _Timed(self._monitor, clock)
-            mask = crafting.mask
             delta = job.method.craft(crafting)
+            mask = crafting.mask  # a finished set may cover a part only
             place = unnamed_array(artifact.partial, tuple(train.images.shape), "uint8")
             released = release(train, delta, mask, job.method.budget, torch.from_numpy(place))
             clock.save()
@@ -194,7 +194,10 @@ class Workshop:
                 **provenance(self._device, self._commit),
             }
             artifact.publish({"released.npz": write}, facts)
-        return f"l∞ {released.audit['max_levels']}/255"
+        covered = released.audit["protected_images"]
+        asked = int(job.mask(train.labels).sum())
+        part = f" on {covered} of {asked} images" if covered < asked else ""
+        return f"l∞ {released.audit['max_levels']}/255{part}"
 
     def _crafting(self, job: CraftJob) -> Crafting:
         """What a method works with."""
