@@ -13,9 +13,9 @@ from bench.registry import RECIPES
 class Standard(Recipe):
     """8 epochs on all images at an eighth of the width; a quarter of an hour a victim on one core.
 
-    Victims learn shortcuts here as they do in the papers: with all 50,000 images of CIFAR-10, those
-    of SEP and AdvPoison fit the released images to 95 % and more, under the papers' target maps,
-    radius and step size. On a GPU, `standard:width=1` is the same course at full width.
+    Meant to be long enough for victims to learn shortcuts, with the papers' target maps, radius and
+    step size of SEP and AdvPoison; the table `premises` shows whether they did. On a GPU,
+    `standard:width=1` is the same course at full width.
     """
 
     version: ClassVar[int] = 2
