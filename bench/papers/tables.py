@@ -219,9 +219,11 @@ def _departures(table: PaperTable, cells: Cells, scale: Scale) -> Iterator[str]:
         for record in one.group.done:
             full = scale.full.wanted(normal(one.target.place)).method_settings(record)
             for name, ours in record["method_settings"].items():
-                if ours != full[name]:
-                    theirs = value_text(full[name], name)
-                    found[row][name] = f"{name} {value_text(ours, name)} (paper {theirs})"
+                # Settings that came later are left out where they have the paper's value.
+                usual = record["method_deviations"].get(name, [ours, ours])[1]
+                if ours != (theirs := full.get(name, usual)):
+                    texts = value_text(ours, name), value_text(theirs, name)
+                    found[row][name] = "{} {} (paper {})".format(name, *texts)
     for row, texts in found.items():
         yield f"Ours of {table.row_names[row]}: {', '.join(texts.values())}."
 
