@@ -184,7 +184,8 @@ def test_presets_shorten_and_typed_settings_win() -> None:
     assert (paper.checkpoints, paper.steps) == (30, 30)
     assert (quick.checkpoints, quick.steps) == (5, 8)
     assert (typed.checkpoints, typed.steps) == (5, 11)
-    assert quick.deviations() == {"checkpoints": [5, 30], "steps": [8, 30]}
+    shortened = {"checkpoints": [5, 30], "steps": [8, 30]}
+    assert quick.deviations() == shortened | {"surrogate_recipe": ["victim", "own"]}
 
 
 def test_given_values_stand_between_preset_and_typed() -> None:
