@@ -321,7 +321,9 @@ class Cell:
 
     def longer(self) -> Cell:
         """The same cell, with the very same crafted set, trained for twice the epochs."""
-        recipe = dataclasses.replace(self.recipe, epochs=2 * self.recipe.epochs)
+        given = self.recipe
+        milestones = tuple(2 * epoch for epoch in given.milestones)
+        recipe = dataclasses.replace(given, epochs=2 * given.epochs, milestones=milestones)
         labels = {**self.labels, "recipe": canonical(recipe, RECIPES)}
         crafted_by = self.labels["recipe"]
         return dataclasses.replace(self, recipe=recipe, labels=labels, crafted_by=crafted_by)

@@ -440,7 +440,7 @@ class TestStudies:
     def test_doubts_stand_above_cosines(self) -> None:
         cosines = [[1.0, 0.2], [0.2, 1.0]]
         exact = measured(networks=["a", "b"], cosines=cosines, between=0.2, images=9)
-        rounded = exact | {"recipe": "standard"}
+        rounded = exact | {"recipe": "cuda"}
         picture = cosine_figure([("sep", rounded), ("ensemble", exact)], "x")
         titles = [axes.get_title() for axes in picture.axes]
         assert titles == ["sep: mean 0.20 between~", "ensemble: mean 0.20 between"]

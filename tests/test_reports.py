@@ -290,7 +290,10 @@ def test_sets_of_each_victim_are_one_table() -> None:
     (asked,) = summarise(clean + own, [Context.of(own[1])])
     assert asked == one
     crossed = [*own, record("sep", test=0.2, seed=0, craft_seed=1)]
-    assert [s.context.craft_seed for s in summarise(clean + crossed)] == [0, 1, 2]
+    assert [s.context.craft_seed for s in summarise(clean + crossed)] == [1, EACH]
+    (apart, common) = summarise(clean + crossed)
+    assert sum(map(len, (g.done for g in apart.groups.values()))) == 3 + 2
+    assert common.groups == one.groups
 
 
 def test_contexts_have_files_of_their_own() -> None:

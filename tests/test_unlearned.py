@@ -82,13 +82,18 @@ def test_without_a_control_under_the_same_defense_nothing_is_said() -> None:
     assert marked(CLEAN, NOISE, victim(**other), victim("clean", train=0.6, **other)) == {"sep"}
 
 
-@pytest.mark.parametrize(("followed", "open_"), [(0.1, True), (0.101, False)])
-def test_without_noise_victims_beside_it_chance_is_what_counts(
+@pytest.mark.parametrize(("followed", "open_"), [(0.068, True), (0.0745, False)])
+def test_without_noise_victims_errors_of_clean_ones_are_what_counts(
     followed: float, open_: bool
 ) -> None:
+    """Clean ones that reach 56.8 % err towards each of nine classes in 4.8 %; with 2 more, 6.8.
+
+    Of the README's command, VGG-16 under SEP followed 7.45 % and lost 21 points: it had learned.
+    """
+    clean = victim("clean", test=0.568, train=0.573)
     elsewhere = victim("noise", arch="vgg16", followed=0.3)
-    cells = (CLEAN, elsewhere, victim(followed=followed))
-    assert marked(*cells) == ({"sep"} if open_ else set())
+    protected = victim(test=0.359, train=0.592, followed=followed)
+    assert marked(clean, elsewhere, protected) == ({"sep"} if open_ else set())
 
 
 def test_one_of_several_victims_is_enough_for_a_doubt_and_it_is_not_grave() -> None:
@@ -302,13 +307,13 @@ def test_premises_have_no_columns_of_what_nobody_measured() -> None:
     assert "premises" not in [table.name for table in all_tables(controls)]
 
 
-def test_least_accuracies_of_an_audit_are_averaged_over_sets() -> None:
+def test_of_least_accuracies_in_an_audit_the_least_set_counts() -> None:
     audits = [AUDIT | {"checkpoint_acc_min": a, "max_linf": m} for a, m in ((0.2, 0.1), (0.4, 0.2))]
     records = [
         victim(seed=seed, audit=audit, crafted_key=f"{seed}") for seed, audit in enumerate(audits)
     ]
     (table,) = (t for t in all_tables(summarise(records)[0]) if t.name == "audit")
-    assert table.numbers["checkpoint_acc_min"].tolist() == [pytest.approx(0.3)]
+    assert table.numbers["checkpoint_acc_min"].tolist() == [0.2]
     assert table.numbers["max_linf"].tolist() == [0.2]
 
 

@@ -69,6 +69,7 @@ class Place:
     poison_ratio: float
     protected_classes: tuple[int, ...]
     craft_seed: int | str
+    crafting_recipe: str
     row: Row
     column: Column
 
@@ -91,6 +92,7 @@ class Place:
             poison_ratio=context.poison_ratio,
             protected_classes=context.protected_classes,
             craft_seed=context.craft_seed,
+            crafting_recipe=context.crafting_recipe,
             row=row,
             column=Column.of(one),
         )

@@ -20,6 +20,7 @@ class Standard(Recipe):
 
     version: ClassVar[int] = 2
     scale: ClassVar[str] = "standard"
+    precision: ClassVar[Literal["exact", "fast"]] = "fast"
 
     epochs: int = setting(8, "passes over the training images")
     lr: float = setting(0.06, "highest learning rate")

@@ -51,7 +51,7 @@ FOLLOWED_GAP = 0.02
 Such shares are some 0.05; of 2000 images two differ by 0.02 by chance in under one of 200 cases."""
 LOWER = 0.03
 """More epochs find nothing where they lower the test accuracy by no more than this."""
-EXACT = (*PUBLISHED, "standard")
+EXACT = tuple(PUBLISHED)
 """Recipes that ask for fp32, or TF32 on a GPU, for reports, which know records and no classes."""
 CONTROLS = Path(__file__).resolve().parent / "controls.toml"
 
@@ -112,9 +112,10 @@ UNLEARNED = Flag(
     "the shortcut was not learned: a victim's train accuracy is below "
     f"{100 * LEARNED:.0f} % and no more than {100 * LEARNED_GAP:.0f} points above the control's "
     "under the same defense, and it follows imprinted shortcuts no more than noise victims do "
-    f"(by {100 * FOLLOWED_GAP:.0f} points at most; without such victims, no more than chance). It "
-    "is open whether the defense removed the shortcut or training ended before it was learned. A "
-    f"run of twice the epochs that is no more than {100 * LOWER:.0f} points lower lifts this mark.",
+    f"(by {100 * FOLLOWED_GAP:.0f} points at most; without such victims, than clean ones err "
+    "towards each other class). It is open whether the defense removed the shortcut or training "
+    "ended before it was learned. A run of twice the epochs that is no more than "
+    f"{100 * LOWER:.0f} points lower lifts this mark.",
 )
 LINEAR = Flag(
     "separable",
@@ -287,8 +288,10 @@ def is_unlearned(record: Record, control: Group) -> bool:
     if record["method"] in CONTROL_METHODS or train is None or followed is None:
         return False
     usual = control.spread("final_train_acc").mean
-    chance = 1 / len(record["classes"])
-    most = record[NOISE_FOLLOWED] + FOLLOWED_GAP if NOISE_FOLLOWED in record else chance
+    # A victim that ignores shortcuts errs towards each of the other classes alike.
+    errors = 1 - control.spread("final_test_acc").mean
+    by_chance = errors / max(len(record["classes"]) - 1, 1)
+    most = record.get(NOISE_FOLLOWED, by_chance) + FOLLOWED_GAP
     longer = record.get(LONGER_ACC)
     lifted = longer is not None and longer >= record["final_test_acc"] - LOWER - 1e-9
     return (

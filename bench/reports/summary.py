@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -311,8 +311,8 @@ def summarise(
     """One summary a context, whatever the order of the records.
 
     The control is neither crafted nor mixed, so its records are in every context that differs only
-    in crafting seed or poison ratio. Sets of several crafting seeds share a context where each has
-    one victim, of its own seed: a method's spread is then that between sets and victims together.
+    in crafting seed or poison ratio. Victims of sets of their own seeds share a context, too, where
+    there are several: a method's spread is then that between sets and victims together.
 
     Args:
         records: of one results folder.
@@ -326,15 +326,13 @@ def summarise(
             controls[context.training].append(record)
         else:
             crafted[context].append(record)
-    pooled = _pooled(crafted)
-    for context, common in pooled.items():
-        crafted[common] += crafted.pop(context)
+    pooled = _pool(crafted)
     alone = set(controls) - {context.training for context in crafted}
     for training in alone:
         # No method beside it: the controls make a table of their own.
         first = min(map(Context.of, controls[training]), key=_order)
         crafted[first] = []
-    asked = {pooled.get(context, context) for context in contexts or ()}
+    asked = {one for context in contexts or () for one in (context, pooled.get(context))}
     wanted = set(crafted) & asked or set(crafted)
     return [
         _summary(context, crafted[context], controls[context.training])
@@ -342,18 +340,31 @@ def summarise(
     ]
 
 
-def _pooled(crafted: Mapping[Context, Sequence[Record]]) -> dict[Context, Context]:
-    """Contexts that differ in crafting seed alone, each victim's own, and their common one."""
+def _pool(crafted: dict[Context, list[Record]]) -> dict[Context, Context]:
+    """Give victims of sets of their own seeds a common context, where there are several such sets.
+
+    Contexts that hold other victims, too, stay.
+
+    Returns:
+        The common context of each that went into one.
+    """
     families: dict[Context, list[Context]] = defaultdict(list)
-    for context in crafted:
-        families[replace(context, craft_seed=EACH)].append(context)
-    return {
-        context: common
-        for common, family in families.items()
-        if len(family) > 1
-        and all(one["seed"] == one["craft_seed"] for each in family for one in crafted[each])
-        for context in family
-    }
+    for context, records in crafted.items():
+        if any(map(_is_own_set, records)):
+            families[replace(context, craft_seed=EACH)].append(context)
+    pooled = {}
+    for common, family in families.items():
+        for context in family if len(family) > 1 else ():
+            pooled[context] = common
+            crafted[common] += filter(_is_own_set, crafted[context])
+            if all(map(_is_own_set, crafted[context])):
+                del crafted[context]
+    return pooled
+
+
+def _is_own_set(record: Record) -> bool:
+    """Whether what a victim was trained on was crafted with the victim's seed."""
+    return record["seed"] == record["craft_seed"]
 
 
 def _other_sets_told(records: Iterable[Record]) -> list[Record]:
