@@ -9,6 +9,8 @@ from hypothesis import settings
 
 from bench.data import Places, Splits
 from bench.datasets.cifar import Cifar10
+from bench.reports import flags
+from tests.invented import LOWEST_CONTROLS
 from tests.realdata import DATA, real_data_dir
 
 # Small tensors gain nothing from threads, and sums then have one order on every machine.
@@ -24,6 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "cifar10" in getattr(item, "fixturenames", ()):
             item.add_marker("real_data")
+
+
+@pytest.fixture(autouse=True)
+def controls_of_invented_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invented records have controls of which as much is known as of measured ones."""
+    known = flags.lowest_controls() | LOWEST_CONTROLS
+    monkeypatch.setattr(flags, "lowest_controls", lambda: known)
 
 
 @pytest.fixture

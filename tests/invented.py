@@ -10,6 +10,25 @@ from bench.store import key_of
 
 ARCHS = ("rn18", "vgg16", "senet18", "dn121", "googlenet")
 
+LOWEST_CONTROLS = {
+    ("cifar10", recipe, 1, arch, defense): accuracy - 5.2
+    for recipe, arch, defense, accuracy in (
+        ("quick:epochs=20", "rn18", "none", 68.6),
+        ("quick", "rn18", "none", 61.1),
+        ("quick", "vgg16", "none", 60.9),
+        ("quick", "dn121", "none", 56.8),
+        ("quick", "googlenet", "none", 67.0),
+        ("quick", "senet18", "none", 59.4),
+        ("quick", "rn18", "cutout", 55.9),
+        ("quick", "rn18", "gaussian-blur", 50.7),
+        ("quick", "rn18", "grayscale", 60.6),
+        ("quick", "rn18", "jpeg", 55.8),
+        ("quick", "rn18", "mixup", 54.6),
+        ("quick", "rn18", "ueraser-lite", 56.3),
+    )
+}
+"""What is known of controls in the world of these records, as `bench.reports.flags` tells it."""
+
 
 def record(
     method: str = "sep",
