@@ -746,8 +746,10 @@ def test_what_departs_from_the_paper_below_its_scale_is_told() -> None:
     table = table_of("sep:table4")
     made = filled("sep:table4", QUICK, {(m, "VGG16"): [50.0] for m in ("SEP", "AdvPoison")})
     text = " ".join(paper_table(table, look_up(table, made, QUICK), QUICK).text().split())
-    assert "Ours of SEP: steps 8 (paper 30), checkpoints 5 (paper 30), surrogate" in text
-    assert "Ours of AdvPoison: steps 40 (paper 250), surrogate" in text
+    sep, advpoison = (text.partition(f"Ours of {name}: ")[2] for name in ("SEP", "AdvPoison"))
+    for part in ("steps 4 (paper 30)", "checkpoints 3 (paper 30)", "target_shift 1 (paper none)"):
+        assert part in sep.partition("Ours of")[0]
+    assert "steps 20 (paper 250)" in advpoison.partition("Ours of")[0]
     assert "Ours of Ensemble" not in text  # there is none
     full = filled("sep:table4", PAPER, {("SEP", "VGG16"): [50.0]})
     assert "Ours of" not in paper_table(table, look_up(table, full, PAPER), PAPER).text()
