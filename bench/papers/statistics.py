@@ -1,8 +1,9 @@
 """What stands behind our figures in a published table: seeds, spread, drop, peak; a line a cell.
 
 A figure is a mean over victims of one crafted set, or over victims with a set each; its interval
-tells how these vary. Where a folder has several crafted sets of a cell, a second line tells how those vary: there each
-set counts once, by the mean over its victims, and never as so many victims more.
+tells how these vary. Where a folder has several crafted sets of a cell, a second line tells how
+those vary: there each set counts once, by the mean over its victims, and never as so many victims
+more.
 """
 
 from __future__ import annotations
