@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
-
 from bench.errors import UsageError
 from bench.files import digest_of, file_digest, remove, sealed, unsealed, write_text, write_with
 
@@ -66,6 +64,8 @@ def check_writable(folder: Path, what: str, option: str) -> None:
 
 def check_locks(folder: Path, what: str, option: str) -> None:
     """Raise UsageError unless files in the folder can be locked."""
+    from filelock import FileLock
+
     try:
         with tempfile.TemporaryDirectory(dir=folder) as made, FileLock(Path(made) / "lock"):
             pass
@@ -112,6 +112,9 @@ class Artifact:
         Args:
             waiting: called every second while another command holds it; may raise.
         """
+        # Imported here: it warns where there are no locks, which `check_system` says better.
+        from filelock import FileLock, Timeout
+
         folder = self._root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{self.key[:16]}.lock"
