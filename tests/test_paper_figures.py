@@ -290,7 +290,8 @@ class TestRuns:
         run_figures(asked, [lost], 1, 1, io.StringIO(), made)
         assert "surrogate rn18 diverged in epoch 1" in made.undrawn[lost.label]
         text = report_figures(tmp_path / "results", [lost], bad, made.undrawn).text
-        assert "not drawn: gradient-cosine of sep" in text
+        assert "not drawn: surrogate rn18" in text
+        assert "gradient-cosine of sep" in text
 
     def test_failed_victims_do_not_stop_the_report(self, tmp_path: Path) -> None:
         plugin = tmp_path / "bad.py"
