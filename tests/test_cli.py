@@ -219,7 +219,7 @@ def test_lists_and_descriptions(capsys) -> None:
     assert set(listed) == {"method", "defense", "architecture", "dataset", "recipe", "study"}
     assert run_bench.main(["--describe", "sep-fa-vr"]) == 0
     text = capsys.readouterr().out
-    for words in ("checkpoints = 15 (5 under quick", "870 gradients an image", "ICLR 2023"):
+    for words in ("checkpoints = 15 (3 under quick", "870 gradients an image", "ICLR 2023"):
         assert words in text
     for name in RECIPES.entries:
         assert run_bench.main(["--describe", name]) == 0
