@@ -405,7 +405,7 @@ def _check_parts(judge: Judge, method: Method, dataset: ImageDataset) -> None:
     drawn: set[tuple[str | int, ...]] = set()
     for part in parts_of(method):
         job = crafting_job(part, dataset)
-        heard = _Heard(**{item.name: getattr(job, item.name) for item in dataclasses.fields(job)})
+        heard = _Heard(**{f.name: getattr(job, f.name) for f in dataclasses.fields(job) if f.init})
         part.craft(heard)
         shared = sorted(map(str, drawn & heard.streams))
         law = f"its parts must draw from streams of their own, and share {', '.join(shared)}"

@@ -103,7 +103,7 @@ def test_labels_can_be_typed_again() -> None:
         "sep+cuda",
         "sep:steps=1+noise",
         "sep:steps=3+noise",
-        "ensemble:ensemble=[vgg16:width=0.25,rn18:width=0.25]",
+        "ensemble:ensemble=[vgg16:width=0.25,rn18:width=0.125]",
     ]
 
 

@@ -229,7 +229,7 @@ def our_training(
 
 def _steady(batch_size: int) -> Recipe:
     """A recipe whose rate never changes."""
-    return Recipe(batch_size=batch_size, warmup_epochs=0, lr=0.01, milestones=(), epochs=10**6)
+    return Recipe(batch_size=batch_size, warmup_epochs=0, lr=0.01, milestones=(), epochs=10**5)
 
 
 def adversarial(bench: Bench, width: float, batch_size: int, images: int) -> dict[str, Any]:
