@@ -340,10 +340,13 @@ def test_two_machines_become_one(tmp_path: Path) -> None:
     assert contents(a) == contents(tmp_path / "c")
 
 
+FOLLOWED = {"own_acc": 1.0, "next_acc": 0.1, "next_followed": 0.9}
+
+
 def test_done_before_failed_then_the_fuller_then_the_earlier(tmp_path: Path) -> None:
     base = {"seed": 0, "test": 0.3}
     early, late = made(**base, finished="2026-01-01"), made(**base, finished="2026-02-02")
-    full = made(**base, finished="2026-03-03", shortcut={"own_acc": 1.0})
+    full = made(**base, finished="2026-03-03", shortcut=FOLLOWED)
     failed = made(error="Traceback\nMemoryError", finished="2025-01-01", **base)
     for number, (first, second, kept) in enumerate(
         [(early, late, early), (early, failed, early), (early, full, full), (failed, full, full)]
@@ -378,7 +381,7 @@ def test_conflicts_are_listed_and_nothing_is_written(tmp_path: Path, capsys) -> 
 
 def test_of_three_the_two_that_contradict_are_found(tmp_path: Path) -> None:
     # The first, older, knows nothing of what the others contradict each other in.
-    more = [{}, {"shortcut": {"own_acc": 1.0}}, {"shortcut": {"own_acc": 0.5}}]
+    more = [{}, {"shortcut": FOLLOWED}, {"shortcut": FOLLOWED | {"own_acc": 0.5}}]
     folders = [write(tmp_path / str(i), [made(**fields)]) for i, fields in enumerate(more)]
     with pytest.raises(ConflictError):
         merge(folders, tmp_path / "c")

@@ -47,7 +47,8 @@ def victim(method: str, held: list[float], tests: list[float], **others) -> dict
         | {"holdout_acc": h}
         for e, (h, t) in enumerate(zip(held, tests, strict=True), start=1)
     ]
-    return record(method, test=tests[-1], curve=curve, **{"holdout": 500, **others})
+    ends = {"test": tests[-1], "peak": max(tests), "train": 0.9}
+    return record(method, **ends, curve=curve, **{"holdout": 500, **others})
 
 
 def board() -> list[dict]:
