@@ -27,10 +27,10 @@ campaign() { # NAME [options]: as results/NAME/grid.toml has it, at full width
 }
 
 # 1. The device computes what the processor does.
-python -m pytest -q -m gpu >"$out/tests.log" 2>&1 || echo "tests: exit $?"
+timeout 90 python -m pytest -q -m gpu >"$out/tests.log" 2>&1 || echo "tests: exit $?"
 tail -n 1 "$out/tests.log"
 # 2. What it reaches; this decides how much fits.
-python -m bench.speed --device "$device" --rounds 1 --only crafting,training \
+timeout 150 python -m bench.speed --device "$device" --rounds 1 --only crafting,training \
   --data-dir "${DATA:-data}" --out "$out/speed.json" >"$out/speed.log" 2>&1 || echo "speed: exit $?"
 # 3. The core table, its rows at 2/255, then another architecture.
 campaign standard
